@@ -1,0 +1,150 @@
+//! `GlobalAlloc`: which layer serves a request. Routing, no logic.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+
+use crate::size_class::{block_size, class_of, is_run_class};
+use crate::{PcpAlloc, heap, large, percpu};
+
+#[cold]
+#[inline(never)]
+fn alloc_class_slow(class: usize) -> *mut u8 {
+    heap::ensure_up();
+    percpu::alloc_slow(class)
+}
+
+#[cold]
+#[inline(never)]
+fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
+    heap::ensure_up();
+    large::alloc(layout.size(), layout.align(), zeroed)
+}
+
+/// # Safety
+/// As for [`GlobalAlloc::dealloc`].
+#[cold]
+#[inline(never)]
+unsafe fn free_large(block: *mut u8, layout: Layout) {
+    if let Some(block) = NonNull::new(block) {
+        // SAFETY: the caller's obligation.
+        unsafe { large::free(block, layout.size(), layout.align()) }
+    }
+}
+
+/// A block of a class, from this CPU's stack or from behind it.
+#[inline(always)]
+fn alloc_class(class: usize) -> *mut u8 {
+    let block = percpu::pop(class);
+    if block & 1 == 0 {
+        // SAFETY: an even number is a block's address. (Saves the caller its test for null.)
+        unsafe { core::hint::assert_unchecked(block != 0) };
+        block as *mut u8
+    } else {
+        alloc_class_slow(class)
+    }
+}
+
+// SAFETY: blocks are disjoint, as large and as aligned as asked, and stay the caller's until it frees them;
+// nothing here unwinds. `tests/` shows each by trial.
+unsafe impl GlobalAlloc for PcpAlloc {
+    #[inline(always)]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match class_of(layout.size(), layout.align()) {
+            Some(class) => alloc_class(class),
+            None => alloc_large(layout, false),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's obligation: the block was allocated with this layout, so it is of this class.
+        unsafe {
+            match class_of(layout.size(), layout.align()) {
+                Some(class) => {
+                    if !percpu::push(class, block) {
+                        percpu::free_slow(class, block);
+                    }
+                }
+                None => free_large(block, layout),
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        match class_of(layout.size(), layout.align()) {
+            Some(class) if !is_run_class(class) => {
+                let block = alloc_class(class);
+                if !block.is_null() {
+                    // SAFETY: the block is at least this large.
+                    unsafe { block.write_bytes(0, layout.size()) };
+                }
+                block
+            }
+            Some(class) => alloc_zeroed_run(class, layout.size()),
+            None => alloc_large(layout, true),
+        }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let same_class = match (class_of(layout.size(), layout.align()), class_of(new_size, layout.align())) {
+            (Some(old), Some(new)) => old == new,
+            _ => false,
+        };
+        if same_class {
+            return block;
+        }
+        // SAFETY: the caller's obligation.
+        unsafe { realloc_slow(self, block, layout, new_size) }
+    }
+}
+
+/// A zeroed block of a class whose blocks are runs: one from the stack is zeroed by hand, being warm; a fresh
+/// one may need nothing.
+#[cold]
+#[inline(never)]
+fn alloc_zeroed_run(class: usize, size: usize) -> *mut u8 {
+    heap::ensure_up();
+    let block = percpu::pop(class);
+    if block & 1 == 0 {
+        // SAFETY: the block is at least this large.
+        unsafe { (block as *mut u8).write_bytes(0, size) };
+        return block as *mut u8;
+    }
+    large::alloc_zeroed_class(class)
+}
+
+/// Where the class changes: in place or by moving page tables if that can be done, else by a copy.
+///
+/// # Safety
+/// As for [`GlobalAlloc::realloc`].
+#[inline(never)]
+unsafe fn realloc_slow(heap: &PcpAlloc, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+    let (old_size, align) = (layout.size(), layout.align());
+    // SAFETY: the caller's obligation: a block of this layout, not null, and a new size that with this
+    // alignment makes a layout.
+    unsafe {
+        if old_size > crate::size_class::SLAB_MAX && new_size > crate::size_class::SLAB_MAX
+            || old_size > crate::size_class::CLASS_MAX
+        {
+            if let Some(block) = large::resize(NonNull::new_unchecked(block), align, old_size, new_size) {
+                return block.as_ptr();
+            }
+        }
+        let new = heap.alloc(Layout::from_size_align_unchecked(new_size, align));
+        if !new.is_null() {
+            core::ptr::copy_nonoverlapping(block, new, old_size.min(new_size));
+            heap.dealloc(block, layout);
+        }
+        new
+    }
+}
+
+/// Bytes usable in a block that was allocated with `layout`.
+pub(crate) fn usable_size(layout: Layout) -> usize {
+    match class_of(layout.size(), layout.align()) {
+        Some(class) => block_size(class),
+        None => large::usable_size(layout.size(), layout.align()),
+    }
+}

@@ -1,0 +1,177 @@
+//! Blocks larger than any class: runs of pages from a zone up to 4 MiB, mappings of their own beyond.
+//!
+//! A block of more than 32 KiB is a run whether a class serves it or not, so [`resize`] makes it longer or
+//! shorter where it lies, across the border between the two.
+
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+
+use crate::percpu;
+use crate::size_class::{CLASS, PAGE, PAGE_SHIFT, class_of};
+use crate::slab::{account_run, class_of_tag, tag_at, tag_of, transfer};
+use crate::sys;
+use crate::zone::{Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, pages_for};
+
+/// How a request is served that no slab serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A run of this many pages that is a block of a class.
+    Class(usize, u32),
+    /// A run of this many pages.
+    Run(u32),
+    Mapping,
+    /// A block in a slab.
+    Slab,
+}
+
+fn kind(size: usize, align: usize) -> Kind {
+    match class_of(size, align) {
+        Some(class) if CLASS[class].is_run() => Kind::Class(class, CLASS[class].pages as u32),
+        Some(_) => Kind::Slab,
+        None if size <= RUN_MAX && align <= RUN_MAX => Kind::Run(pages_for(size.max(1)) as u32),
+        None => Kind::Mapping,
+    }
+}
+
+/// A block for a request that no class serves; `zeroed` if it must read as zero. Null when the system gives
+/// no more memory.
+pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> *mut u8 {
+    let block = match kind(size, align) {
+        Kind::Run(pages) => {
+            let order = (align / PAGE).max(1).trailing_zeros();
+            alloc_run(pages, order, Purpose::Large).map(|run| {
+                nodes()[run.zone.node()].run_bytes.fetch_add((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
+                if zeroed {
+                    zero(&run, pages);
+                }
+                run.address()
+            })
+        }
+        _ => mapping::alloc(size, align).or_else(|| {
+            reclaim();
+            mapping::alloc(size, align)
+        }),
+    };
+    block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
+}
+
+/// A zeroed block of a class whose blocks are runs, straight from a zone, which knows what needs no memset.
+pub(crate) fn alloc_zeroed_class(class: usize) -> *mut u8 {
+    let pages = CLASS[class].pages as u32;
+    let run = alloc_run(pages, 0, Purpose::Block(tag_of(class)));
+    run.map_or(core::ptr::null_mut(), |run| {
+        account_run(run.zone.node(), None, Some(class));
+        zero(&run, pages);
+        run.address().as_ptr()
+    })
+}
+
+fn alloc_run(pages: u32, order: u32, purpose: Purpose) -> Option<Run> {
+    let any_node = || {
+        let here = percpu::node_here();
+        (here..nodes().len()).chain(0..here).find_map(|node| nodes()[node].alloc(pages, order, purpose))
+    };
+    any_node().or_else(|| {
+        reclaim();
+        any_node()
+    })
+}
+
+/// Brings together what lies in stacks and batches: it may make whole runs.
+fn reclaim() {
+    percpu::drain_all();
+    transfer::drain();
+}
+
+/// Zeroes those pages of a run that may hold something.
+fn zero(run: &Run, pages: u32) {
+    if run.warm == 0 {
+        return;
+    }
+    let warm = run.zone.warm_pages(run.page, pages);
+    for page in 0..pages {
+        if warm[page as usize / 64] & (1 << (page % 64)) != 0 {
+            // SAFETY: the page belongs to the run, which belongs to the caller.
+            unsafe { run.zone.address_of(run.page + page).as_ptr().write_bytes(0, PAGE) };
+        }
+    }
+}
+
+/// Frees a block that no class serves.
+///
+/// # Safety
+/// `block` is a block from [`alloc`] for this size and alignment that is not used any more.
+pub(crate) unsafe fn free(block: NonNull<u8>, size: usize, align: usize) {
+    match kind(size, align) {
+        Kind::Run(pages) => {
+            let (zone, page) = run_at(block, TAG_RUN, pages);
+            nodes()[zone.node()].run_bytes.fetch_sub((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
+            zone.free(page, pages, pages);
+        }
+        // SAFETY: the caller's obligation.
+        _ => unsafe { mapping::free(block, size) },
+    }
+}
+
+/// Where a run lies; ends the process if the block is no run of this tag and length.
+fn run_at(block: NonNull<u8>, tag: u8, pages: u32) -> (&'static Zone, u32) {
+    let address = sys::addr(block);
+    let wrong_size = "a block was freed or resized with a size that cannot be its own";
+    match tag_at(block) {
+        None => sys::die("a pointer that is not from this allocator was freed or resized", address),
+        Some((zone, page, found)) if found == tag && address % PAGE == 0 => {
+            if zone.run_length(page) != pages {
+                sys::die(wrong_size, address);
+            }
+            (zone, page)
+        }
+        Some((_, _, found)) if found == TAG_RUN || class_of_tag(found).is_some() => sys::die(wrong_size, address),
+        Some(_) => sys::die("a pointer to memory that is not in use was freed (a double free, most likely)", address),
+    }
+}
+
+/// Changes the size of a block where it lies, or by moving page tables; `None` if that cannot be done, and
+/// the block is as it was.
+///
+/// # Safety
+/// `block` is a block of the heap of this size and alignment; after success only the new address is used.
+pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: usize) -> Option<NonNull<u8>> {
+    let (from, to) = (kind(old, align), kind(new, align));
+    match (from, to) {
+        // SAFETY: the caller's obligation.
+        (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, old, new) },
+        (Kind::Class(_, had) | Kind::Run(had), Kind::Class(_, wants) | Kind::Run(wants)) => {
+            let (old_class, tag) = match from {
+                Kind::Class(class, _) => (Some(class), tag_of(class)),
+                _ => (None, TAG_RUN),
+            };
+            let (new_class, purpose) = match to {
+                Kind::Class(class, _) => (Some(class), Purpose::Block(tag_of(class))),
+                _ => (None, Purpose::Large),
+            };
+            let (zone, page) = run_at(block, tag, had);
+            if !zone.resize(page, had, wants, purpose) {
+                return None;
+            }
+            let node = zone.node();
+            account_run(node, old_class, new_class);
+            let bytes = &nodes()[node].run_bytes;
+            if old_class.is_none() {
+                bytes.fetch_sub((had as usize) << PAGE_SHIFT, Ordering::Relaxed);
+            }
+            if new_class.is_none() {
+                bytes.fetch_add((wants as usize) << PAGE_SHIFT, Ordering::Relaxed);
+            }
+            Some(block)
+        }
+        _ => None,
+    }
+}
+
+/// Bytes usable in a block for this request, which no class serves.
+pub(crate) fn usable_size(size: usize, align: usize) -> usize {
+    match kind(size, align) {
+        Kind::Run(pages) => (pages as usize) << PAGE_SHIFT,
+        _ => sys::round_up(size, sys::page_size()).unwrap_or(size),
+    }
+}

@@ -1,0 +1,46 @@
+//! Where there are no restartable sequences: every operation misses, and the slow path uses per-thread stacks.
+
+use super::Mode;
+use super::region::Region;
+
+pub(super) const ABORTED: usize = 1;
+
+#[inline(always)]
+pub(super) fn pop(_class: usize) -> usize {
+    ABORTED
+}
+
+#[inline(always)]
+pub(super) unsafe fn push(_class: usize, _block: usize) -> bool {
+    false
+}
+
+pub(super) fn pop_batch(_class: usize, _out: &mut [usize]) -> usize {
+    0
+}
+
+pub(super) unsafe fn push_batch(_class: usize, _blocks: &[usize]) -> usize {
+    0
+}
+
+pub(super) fn stop_here(_cpu: usize) -> bool {
+    false
+}
+
+pub(super) fn stop(_cpu: usize, _region: &Region) -> bool {
+    false
+}
+
+pub(super) fn start(_cpu: usize, _region: &Region) {}
+
+pub(super) fn cpu() -> Option<usize> {
+    None
+}
+
+pub(super) fn init() -> Mode {
+    Mode::PerThread
+}
+
+pub(super) fn register() -> bool {
+    false
+}

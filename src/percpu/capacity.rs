@@ -1,0 +1,209 @@
+//! How large each stack may be: grown by misses, paid for by idle stacks, bounded per region.
+//!
+//! A stack starts with no capacity and gets its class's first when it is first used. It doubles when it runs
+//! empty after it ran full (the program goes to and fro by more than it holds), and while it cannot take two
+//! batches. All capacities of a region together stay within its budget of bytes; a stack that needs more
+//! takes it from stacks that have not moved since the hand of a clock last came by, which lose all they
+//! have. One stack in [`TICK`] visits to the slow path is looked at in any case, so idle ones shrink on their
+//! own while their CPU is in use.
+//!
+//! The rule is TCMalloc's (`docs/design.md`, "Per-CPU Mode"), with activity seen by the stack's top as well
+//! as by its misses.
+
+use core::sync::atomic::Ordering;
+
+use super::region::{Book, Event, Region};
+use crate::size_class::{BATCH_MAX, CLASS, CLASSES, block_size};
+use crate::slab;
+
+/// Visits to the slow path per stack looked at.
+const TICK: usize = 64;
+/// Most stacks that are emptied for the sake of one.
+const VICTIMS: usize = 4;
+
+/// How the stacks of a region are had for oneself while one of them moves or is emptied.
+pub(super) trait Exclusive {
+    /// Stops the region's CPU; false if that cannot be done now.
+    fn stop(&self) -> bool;
+    /// Starts it again.
+    fn start(&self);
+}
+
+impl Region {
+    /// Notes that the stack of `class` was found empty or full, and lets it grow if it should.
+    ///
+    /// Returns how many blocks to move in one go; 0 if the stack has no capacity.
+    pub(super) fn missed(&self, class: usize, event: Event, exclusive: &impl Exclusive) -> usize {
+        let fixed = &CLASS[class];
+        // Somebody else is at it: do without.
+        let Some(mut book) = self.book.try_lock() else { return (fixed.batch as usize).min(8) };
+        let stack = book.stacks[class];
+        let capacity = stack.capacity as usize;
+        let wanted = if capacity == 0 {
+            fixed.capacity as usize
+        } else if (event == Event::Empty && stack.last == Event::Full) || capacity < 2 * fixed.batch as usize {
+            (2 * capacity).min(fixed.capacity_max as usize)
+        } else {
+            capacity
+        };
+        if wanted > capacity {
+            self.grow(&mut book, class, wanted, exclusive);
+        }
+        book.stacks[class].last = event;
+        let events = self.counters.refills.load(Ordering::Relaxed) + self.counters.flushes.load(Ordering::Relaxed);
+        if events % TICK == 0 {
+            self.reclaim_idle(&mut book, class, 1, 0, exclusive);
+        }
+        let capacity = book.stacks[class].capacity as usize;
+        if capacity == 0 { 0 } else { (capacity / 2).clamp(1, fixed.batch as usize) }
+    }
+
+    fn grow(&self, book: &mut Book, class: usize, capacity: usize, exclusive: &impl Exclusive) {
+        let more = (capacity - book.stacks[class].capacity as usize) * block_size(class);
+        if book.charged + more > book.budget {
+            let short = book.charged + more - book.budget;
+            self.reclaim_idle(book, class, VICTIMS, short, exclusive);
+            if book.charged + more > book.budget {
+                return;
+            }
+        }
+        let stack = book.stacks[class];
+        if capacity > CLASS[class].capacity as usize && !stack.large {
+            if !exclusive.stop() {
+                return;
+            }
+            self.move_to_large(book, class);
+            exclusive.start();
+        }
+        self.set_capacity(book, class, capacity);
+    }
+
+    /// Changes how far a stack may grow within its array. Safe while the stack is in use: a push sees the
+    /// old limit or the new one, and both lie in the array; a top above the limit only means full.
+    fn set_capacity(&self, book: &mut Book, class: usize, capacity: usize) {
+        let stack = &mut book.stacks[class];
+        book.charged = book.charged + capacity * block_size(class) - stack.capacity as usize * block_size(class);
+        stack.capacity = capacity as u16;
+        // SAFETY: the array in use has room for this many, as `grow` sees to.
+        let limit = unsafe { stack.base.add(capacity) };
+        // Relaxed: a sequence needs nothing but the value.
+        self.headers[class].limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Copies a stack to its large array. The region is stopped and its lock held.
+    fn move_to_large(&self, book: &mut Book, class: usize) {
+        let stack = &mut book.stacks[class];
+        let held = self.count(stack, class);
+        let base = self.large_base(class);
+        // SAFETY: the small array holds `held` entries, which is less than the large one's room; the two do
+        // not overlap.
+        unsafe {
+            core::ptr::copy_nonoverlapping(stack.base, base, held);
+            stack.base = base;
+            stack.large = true;
+            // Relaxed: published by the release that starts the region.
+            self.headers[class].top.store(base.add(held), Ordering::Relaxed);
+            self.headers[class].limit.store(base.add(stack.capacity as usize), Ordering::Relaxed);
+        }
+    }
+
+    /// Lets the hand go on until `victims` idle stacks have lost their capacity or `bytes` are had, once
+    /// around at most; a look at just one stack if neither is asked for.
+    fn reclaim_idle(&self, book: &mut Book, sparing: usize, victims: usize, bytes: usize, exclusive: &impl Exclusive) {
+        let target = book.charged.saturating_sub(bytes);
+        let looks = if bytes == 0 { 1 } else { CLASSES };
+        let mut emptied = 0;
+        for _ in 0..looks {
+            let class = book.hand;
+            book.hand = (class + 1) % CLASSES;
+            let top = self.headers[class].top.load(Ordering::Relaxed);
+            let stack = &mut book.stacks[class];
+            let idle = stack.seen == top && stack.last == Event::Nothing;
+            stack.seen = top;
+            stack.last = Event::Nothing;
+            if class == sparing || stack.capacity == 0 || !idle {
+                continue;
+            }
+            if !exclusive.stop() {
+                return;
+            }
+            self.set_capacity(book, class, 0);
+            // SAFETY: the region is stopped and its lock held.
+            unsafe { self.give_back(class) };
+            exclusive.start();
+            emptied += 1;
+            if emptied == victims || (bytes > 0 && book.charged <= target) {
+                return;
+            }
+        }
+    }
+
+    /// Gives all blocks of a stack back to their slabs; returns how many.
+    ///
+    /// # Safety
+    /// As for [`Region::pop`].
+    pub(super) unsafe fn give_back(&self, class: usize) -> usize {
+        let mut blocks = [0; BATCH_MAX];
+        let mut total = 0;
+        loop {
+            // SAFETY: the caller's obligation.
+            let n = unsafe { self.pop_batch(class, &mut blocks) };
+            if n == 0 {
+                return total;
+            }
+            slab::free_bulk(class, &blocks[..n]);
+            total += n;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The region belongs to the test alone.
+    struct Alone;
+
+    impl Exclusive for Alone {
+        fn stop(&self) -> bool {
+            true
+        }
+        fn start(&self) {}
+    }
+
+    fn charged(book: &Book) -> usize {
+        book.stacks.iter().enumerate().map(|(class, s)| s.capacity as usize * block_size(class)).sum()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn capacities_stay_within_budget_and_arrays(misses in prop::collection::vec((0..CLASSES, any::<bool>()), 1..400)) {
+            let budget = 1 << 20;
+            let region = Region::new(budget).unwrap();
+            for (class, full) in misses {
+                region.missed(class, if full { Event::Full } else { Event::Empty }, &Alone);
+                region.counters.refills.fetch_add(1, Ordering::Relaxed);
+                let book = region.book.lock();
+                prop_assert_eq!(charged(&book), book.charged);
+                prop_assert!(book.charged <= budget);
+                for (class, stack) in book.stacks.iter().enumerate() {
+                    let most = if stack.large { CLASS[class].capacity_max } else { CLASS[class].capacity };
+                    prop_assert!(stack.capacity <= most);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn going_to_and_fro_grows_a_stack() {
+        let region = Region::new(1 << 20).unwrap();
+        for _ in 0..20 {
+            region.missed(7, Event::Full, &Alone);
+            region.missed(7, Event::Empty, &Alone);
+        }
+        assert_eq!(region.book.lock().stacks[7].capacity, CLASS[7].capacity_max);
+    }
+}

@@ -1,0 +1,98 @@
+//! Taking the contents of stacks away: one CPU's from any thread, this thread's own, or all.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::region::Region;
+use super::slow::region_of;
+use super::{Mode, cpus, mode, rseq, slow, thread};
+use crate::size_class::{CLASSES, block_size};
+
+/// Whether threads on other CPUs can be fenced. Relaxed: set before initialisation is announced.
+static FENCE: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn init(fence: bool) {
+    FENCE.store(fence, Ordering::Relaxed);
+}
+
+/// What became of a CPU's stacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CpuDrain {
+    /// Emptied; this many bytes went back to their slabs.
+    Drained(usize),
+    /// Left as they are: there is no way to stop that CPU's threads from here.
+    Unreachable,
+}
+
+/// Empties the stacks of a CPU, from whatever thread.
+///
+/// ```text
+/// lock the region's book
+/// TABLE[cpu] = 0; fence the CPU            // its threads now find every stack empty and full
+/// take everything
+/// TABLE[cpu] = region                      // and find their stacks again
+/// ```
+pub(crate) fn drain_cpu(cpu: usize) -> CpuDrain {
+    if mode() == Mode::PerThread {
+        return CpuDrain::Drained(0);
+    }
+    let Some(region) = (cpu < cpus()).then(|| region_of(cpu)).flatten() else {
+        return CpuDrain::Drained(0);
+    };
+    let _book = region.book.lock();
+    let stopped = if FENCE.load(Ordering::Relaxed) { rseq::stop(cpu, region) } else { rseq::stop_here(cpu) };
+    if !stopped {
+        return CpuDrain::Unreachable;
+    }
+    region.counters.drains.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the CPU is stopped and the lock held.
+    let bytes = (0..CLASSES).map(|class| unsafe { region.give_back(class) } * block_size(class)).sum();
+    rseq::start(cpu, region);
+    CpuDrain::Drained(bytes)
+}
+
+/// Empties the calling thread's own stacks, in per-thread mode; returns the bytes.
+pub(crate) fn drain_thread() -> usize {
+    if mode() == Mode::PerThread { thread::drain() } else { 0 }
+}
+
+/// Empties every stack that can be reached; returns the bytes.
+pub(crate) fn drain_all() -> usize {
+    let cpus = (0..cpus()).map(|cpu| match drain_cpu(cpu) {
+        CpuDrain::Drained(bytes) => bytes,
+        CpuDrain::Unreachable => 0,
+    });
+    cpus.sum::<usize>() + drain_thread()
+}
+
+/// Bytes of blocks in all stacks.
+pub(crate) fn cached_bytes() -> usize {
+    regions().map(Region::cached_now).sum()
+}
+
+/// The regions of all CPUs and threads.
+pub(crate) fn regions() -> impl Iterator<Item = &'static Region> {
+    (0..cpus()).filter_map(region_of).chain(thread::regions())
+}
+
+impl Region {
+    /// Bytes in the stacks of a region that others use meanwhile.
+    fn cached_now(&self) -> usize {
+        let book = self.book.lock();
+        (0..CLASSES).map(|class| self.count(&book.stacks[class], class) * block_size(class)).sum()
+    }
+}
+
+/// Takes (or gives back) every lock of this layer, so that a child finds none held by a thread it lacks.
+///
+/// A drain holds a book while its CPU is stopped, so having all books means that all CPUs run.
+pub(crate) fn fork_lock(acquire: bool) {
+    if acquire {
+        slow::creation_lock().acquire();
+        regions().for_each(|region| region.book.acquire());
+        thread::fork_lock(true);
+    } else {
+        thread::fork_lock(false);
+        regions().for_each(|region| region.book.release());
+        slow::creation_lock().release();
+    }
+}

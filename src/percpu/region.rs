@@ -1,0 +1,285 @@
+//! The stacks of one CPU (or of one thread): headers, arrays, and what is known about them.
+//!
+//! ```text
+//! | header of class 0 | header of class 1 | … | Book | small arrays … | large arrays … |
+//!   top  limit
+//! ```
+//!
+//! A stack is an array of addresses that grows upwards. `top` points behind its last entry, `limit` is as
+//! far as `top` may go, and the word before the first entry is odd, which no block's address is: a pop that
+//! finds it knows that the stack is empty without looking at anything but the word it would have returned.
+//!
+//! ```text
+//!              base        top         limit
+//! | sentinel | b0 | b1 | b2 |    |    |
+//! ```
+//!
+//! What bounds an operation is how fast the processor forwards the store to `top` to the load of the next
+//! operation. It does so at register speed if both name the address by one register and are equally wide, so
+//! a header is 16 bytes with `top` first and nothing indexes it (`x86_64.rs`). Arrays of different classes
+//! start in different sets of the first-level cache; small ones lie side by side, so that a program that uses
+//! all classes a little touches few pages. A stack that grows past its small array moves to a large one.
+
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+use crate::lock::Lock;
+use crate::size_class::{CLASS, CLASSES};
+use crate::zone::META;
+
+/// What a pop finds in front of the first entry; odd, like every miss.
+const EMPTY: usize = 3;
+
+/// Where a stack stands.
+#[repr(C, align(16))]
+pub(super) struct Header {
+    pub(super) top: AtomicPtr<usize>,
+    pub(super) limit: AtomicPtr<usize>,
+}
+
+/// The headers are at the region's start, where the sequences look for them.
+#[repr(C, align(4096))]
+pub(crate) struct Region {
+    pub(super) headers: [Header; CLASSES],
+    pub(super) book: Lock<Book>,
+    /// Per-thread mode: the next region that waits for a thread.
+    pub(super) next: AtomicPtr<Region>,
+    /// Per-thread mode: the next of all regions.
+    pub(super) sibling: AtomicPtr<Region>,
+    /// Per-thread mode: an operation is under way that a signal handler must not interrupt with another.
+    pub(super) busy: AtomicBool,
+    pub(super) counters: Counters,
+}
+
+/// What happened here, in numbers. Relaxed throughout: statistics.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) refills: AtomicUsize,
+    pub(crate) flushes: AtomicUsize,
+    pub(crate) drains: AtomicUsize,
+}
+
+/// What is known about the stacks of a region, under its lock.
+pub(super) struct Book {
+    pub(super) stacks: [Stack; CLASSES],
+    /// Bytes that all stacks together could hold, if full.
+    pub(super) charged: usize,
+    /// Most that this may be.
+    pub(super) budget: usize,
+    /// Where the search for an idle stack goes on.
+    pub(super) hand: usize,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Stack {
+    /// First entry of the array in use.
+    pub(super) base: *mut usize,
+    pub(super) capacity: u16,
+    pub(super) large: bool,
+    pub(super) last: Event,
+    /// `top` as it was when the hand last came by.
+    pub(super) seen: *mut usize,
+}
+
+/// What last sent a stack to the slow path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    Nothing,
+    Empty,
+    Full,
+}
+
+// SAFETY: the pointers lead into the region itself, which lives for ever.
+unsafe impl Send for Book {}
+
+const WORD: usize = size_of::<usize>();
+
+/// Offsets of the arrays' sentinels, small and large, and the bytes of a region.
+const fn layout() -> ([u32; CLASSES], [u32; CLASSES], usize) {
+    let (mut small, mut large) = ([0; CLASSES], [0; CLASSES]);
+    let mut at = size_of::<Region>();
+    let mut class = 0;
+    while class < CLASSES {
+        small[class] = at as u32;
+        at += (1 + CLASS[class].capacity as usize) * WORD;
+        class += 1;
+    }
+    at = (at + 4095) & !4095;
+    class = 0;
+    while class < CLASSES {
+        // An odd number of lines further than a whole page, so that bottoms spread over all sets.
+        large[class] = (at + (class * 7 % 64) * 64) as u32;
+        at += ((1 + CLASS[class].capacity_max as usize) * WORD + 64 * 64 + 4095) & !4095;
+        class += 1;
+    }
+    (small, large, at)
+}
+
+const LAYOUT: ([u32; CLASSES], [u32; CLASSES], usize) = layout();
+
+impl Region {
+    /// Bytes of address space in a region; memory is behind what has been used of it.
+    pub(crate) const BYTES: usize = LAYOUT.2;
+
+    /// A region whose stacks are all empty and of capacity 0, and may grow to `budget` bytes together.
+    pub(super) fn new(budget: usize) -> Option<&'static Region> {
+        let memory = META.alloc(Region::BYTES, align_of::<Region>())?.cast::<Region>();
+        let address = memory.as_ptr() as usize;
+        let mut stacks =
+            [const { Stack { base: null_mut(), capacity: 0, large: false, last: Event::Nothing, seen: null_mut() } };
+                CLASSES];
+        for (class, stack) in stacks.iter_mut().enumerate() {
+            let sentinel = (address + LAYOUT.0[class] as usize) as *mut usize;
+            // SAFETY: the layout keeps all arrays apart and inside the region's memory, which is ours.
+            unsafe {
+                sentinel.write(sentinel as usize | EMPTY);
+                stack.base = sentinel.add(1);
+            }
+        }
+        let headers = core::array::from_fn(|class| Header {
+            top: AtomicPtr::new(stacks[class].base),
+            limit: AtomicPtr::new(stacks[class].base),
+        });
+        let book = Book { stacks, charged: 0, budget, hand: 0 };
+        // SAFETY: META's memory is aligned as asked, long enough, and nobody else's.
+        unsafe {
+            memory.write(Region {
+                headers,
+                book: Lock::new(book),
+                next: AtomicPtr::new(null_mut()),
+                sibling: AtomicPtr::new(null_mut()),
+                busy: AtomicBool::new(false),
+                counters: Counters::default(),
+            });
+            Some(memory.as_ref())
+        }
+    }
+
+    /// The first entry of the large array of a class, its sentinel in place.
+    pub(super) fn large_base(&self, class: usize) -> *mut usize {
+        let sentinel = (self as *const Region as usize + LAYOUT.1[class] as usize) as *mut usize;
+        // SAFETY: as in `new`; the caller holds the region's lock and the array is not in use yet.
+        unsafe {
+            sentinel.write(sentinel as usize | EMPTY);
+            sentinel.add(1)
+        }
+    }
+
+    /// The plain-Rust twin of the sequence `pop`.
+    ///
+    /// # Safety
+    /// For this and the three below: nobody else operates on the region's stacks meanwhile. They belong to
+    /// the calling thread, or their CPU has been stopped.
+    pub(super) unsafe fn pop(&self, class: usize) -> usize {
+        let header = &self.headers[class];
+        // Relaxed, here and below: the stacks are the caller's alone.
+        let top = header.top.load(Ordering::Relaxed);
+        // SAFETY: `top` points behind an entry or behind the sentinel.
+        let block = unsafe { *top.sub(1) };
+        if block & 1 == 0 {
+            // SAFETY: an entry was found, so `top` stays in the array.
+            header.top.store(unsafe { top.sub(1) }, Ordering::Relaxed);
+        }
+        block
+    }
+
+    /// The plain-Rust twin of the sequence `push`.
+    ///
+    /// # Safety
+    /// As for `pop`, and `block` is a block of the class that nobody uses.
+    pub(super) unsafe fn push(&self, class: usize, block: usize) -> bool {
+        let header = &self.headers[class];
+        let top = header.top.load(Ordering::Relaxed);
+        if top >= header.limit.load(Ordering::Relaxed) {
+            return false;
+        }
+        // SAFETY: below the limit there is room in the array.
+        unsafe {
+            top.write(block);
+            header.top.store(top.add(1), Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// The plain-Rust twin of the sequence `pop_batch`.
+    ///
+    /// # Safety
+    /// As for `pop`.
+    pub(super) unsafe fn pop_batch(&self, class: usize, out: &mut [usize]) -> usize {
+        let mut taken = 0;
+        while taken < out.len() {
+            // SAFETY: the caller's obligation.
+            let block = unsafe { self.pop(class) };
+            if block & 1 != 0 {
+                break;
+            }
+            out[taken] = block;
+            taken += 1;
+        }
+        taken
+    }
+
+    /// The plain-Rust twin of the sequence `push_batch`.
+    ///
+    /// # Safety
+    /// As for `push`.
+    pub(super) unsafe fn push_batch(&self, class: usize, blocks: &[usize]) -> usize {
+        // SAFETY: the caller's obligation.
+        blocks.iter().take_while(|&&block| unsafe { self.push(class, block) }).count()
+    }
+
+    /// How many blocks a stack holds, exactly if it is not in use meanwhile.
+    pub(super) fn count(&self, stack: &Stack, class: usize) -> usize {
+        let top = self.headers[class].top.load(Ordering::Relaxed) as usize;
+        // A stack in use may be seen while it moves to its large array.
+        (top.saturating_sub(stack.base as usize) / WORD).min(CLASS[class].capacity_max as usize)
+    }
+
+    /// Where the region lies.
+    pub(crate) fn memory(&self) -> (NonNull<u8>, usize) {
+        (NonNull::from(self).cast(), Region::BYTES)
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_do_not_overlap() {
+        let mut arrays: Vec<(usize, usize)> = vec![(0, size_of::<Region>())];
+        for (class, fixed) in CLASS.iter().enumerate() {
+            arrays.push((LAYOUT.0[class] as usize, (1 + fixed.capacity as usize) * WORD));
+            arrays.push((LAYOUT.1[class] as usize, (1 + fixed.capacity_max as usize) * WORD));
+        }
+        arrays.sort_unstable();
+        for pair in arrays.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0);
+        }
+        let (at, len) = arrays[arrays.len() - 1];
+        assert!(at + len <= Region::BYTES);
+    }
+
+    #[test]
+    fn a_stack_is_last_in_first_out_and_bounded() {
+        let region = Region::new(1 << 20).unwrap();
+        let base = region.book.lock().stacks[5].base;
+        // SAFETY: nobody else knows of the region; the small array has room for 4.
+        unsafe {
+            assert!(!region.push(5, 0x10));
+            region.headers[5].limit.store(base.add(4), Ordering::Relaxed);
+            assert_eq!(region.push_batch(5, &[0x10, 0x20, 0x30, 0x40, 0x50]), 4);
+            assert!(!region.push(5, 0x60));
+            assert_eq!(region.pop(5), 0x40);
+            let mut out = [0; 8];
+            assert_eq!(region.pop_batch(5, &mut out), 3);
+            assert_eq!(out[..3], [0x30, 0x20, 0x10]);
+            assert_eq!(region.pop(5) & 1, 1);
+            assert_eq!(region.pop(6) & 1, 1);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Headers that are empty and full at once: what a thread finds whose CPU has no stacks.
+//!
+//! Before initialisation, while a CPU is stopped, where a thread has no rseq: every pop finds its stack
+//! empty and every push finds it full, and both go to the slow path, without a test of their own.
+
+use crate::size_class::CLASSES;
+
+#[repr(C, align(16))]
+pub(super) struct StoppedHeader {
+    top: *const usize,
+    limit: *const usize,
+}
+
+/// The headers of a region, in memory that is never written.
+#[repr(C, align(64))]
+pub(super) struct Stopped {
+    pub(super) headers: [StoppedHeader; CLASSES],
+}
+
+// SAFETY: constants.
+unsafe impl Sync for Stopped {}
+
+/// Two odd words: a sentinel, and one below it for whoever prefetches.
+static NOTHING: [usize; 2] = [3, 3];
+
+pub(super) static STOPPED: Stopped = Stopped {
+    headers: [const {
+        // SAFETY: one past the end of the array.
+        let end = unsafe { (&raw const NOTHING).cast::<usize>().add(2) };
+        StoppedHeader { top: end, limit: end }
+    }; CLASSES],
+};

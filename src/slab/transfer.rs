@@ -1,0 +1,184 @@
+//! Batches of blocks on their way from one CPU to another.
+//!
+//! A CPU whose stack of a class is full fills a batch and pushes it here; one whose stack is empty pops a
+//! whole batch, without touching a slab or a lock. Batches are named by number and never unmapped, as a
+//! [`Stack`] needs it.
+
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+
+use crate::size_class::{BATCH_MAX, CLASS, CLASSES, block_size};
+use crate::sys;
+use crate::tagged_stack::{Links, NUMBER_BITS, Stack};
+use crate::zone::META;
+
+/// Room for blocks, 512 bytes in all.
+#[repr(C, align(64))]
+pub(crate) struct Batch {
+    link: AtomicU32,
+    len: u32,
+    blocks: [usize; BATCH_MAX],
+}
+
+const _: () = assert!(size_of::<Batch>() == 512);
+
+/// log2 of the batches in a chunk.
+const CHUNK_BITS: u32 = 6;
+const CHUNKS: usize = 1 << (NUMBER_BITS - CHUNK_BITS - 4);
+
+/// Where batches live: chunks made on demand, found by the upper bits of a batch's number.
+struct Pool {
+    chunks: [AtomicPtr<Batch>; CHUNKS],
+    made: AtomicU32,
+    spare: Stack,
+}
+
+static POOL: Pool =
+    Pool { chunks: [const { AtomicPtr::new(null_mut()) }; CHUNKS], made: AtomicU32::new(1), spare: Stack::new() };
+
+impl Links for Pool {
+    fn link(&self, number: u32) -> &AtomicU32 {
+        // SAFETY: the number came from `POOL`, so its batch exists, and batches are never unmapped. The
+        // link is only ever used atomically, so it may be looked at while another thread holds the batch.
+        unsafe { &(*self.at(number)).link }
+    }
+}
+
+impl Pool {
+    fn at(&self, number: u32) -> *mut Batch {
+        // Acquire, paired with the release in `get`.
+        let chunk = self.chunks[(number >> CHUNK_BITS) as usize].load(Ordering::Acquire);
+        // SAFETY: a number is made after its chunk, which holds 1 << CHUNK_BITS batches.
+        unsafe { chunk.add(number as usize & ((1 << CHUNK_BITS) - 1)) }
+    }
+
+    /// The number of a batch that nobody uses.
+    fn get(&self) -> Option<u32> {
+        if let Some(number) = self.spare.pop(self) {
+            return Some(number);
+        }
+        // Relaxed: the value is the whole of what is taken.
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let chunk = self.chunks.get((number >> CHUNK_BITS) as usize)?;
+        if chunk.load(Ordering::Acquire).is_null() {
+            let made = META.alloc(size_of::<Batch>() << CHUNK_BITS, 64);
+            let made = made.map_or(null_mut(), |m| m.as_ptr().cast());
+            // Release, paired with the acquire in `at`. If another thread was first, ours is wasted.
+            let first = chunk.compare_exchange(null_mut(), made, Ordering::Release, Ordering::Relaxed);
+            if first.is_ok() && made.is_null() {
+                return None;
+            }
+        }
+        Some(number)
+    }
+}
+
+/// A batch that this thread holds; goes back to the pool when dropped.
+pub(crate) struct BatchBox {
+    number: u32,
+}
+
+impl BatchBox {
+    /// An empty batch; `None` when the system gives no more memory.
+    pub(crate) fn new() -> Option<BatchBox> {
+        let mut batch = BatchBox { number: POOL.get()? };
+        batch.set_len(0);
+        Some(batch)
+    }
+
+    fn batch(&self) -> *mut Batch {
+        POOL.at(self.number)
+    }
+
+    /// All the room there is, for someone to fill.
+    pub(crate) fn room(&mut self) -> &mut [usize; BATCH_MAX] {
+        // SAFETY: a number is held by one thread at a time, so this is the only reference to the field;
+        // the link, which other threads may look at, is not part of it.
+        unsafe { &mut (*self.batch()).blocks }
+    }
+
+    pub(crate) fn blocks(&mut self) -> &mut [usize] {
+        let len = self.len();
+        &mut self.room()[..len]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        // SAFETY: as in `room`.
+        unsafe { (*self.batch()).len as usize }
+    }
+
+    pub(crate) fn set_len(&mut self, len: usize) {
+        // SAFETY: as in `room`.
+        unsafe { (*self.batch()).len = len as u32 }
+    }
+}
+
+impl Drop for BatchBox {
+    fn drop(&mut self) {
+        POOL.spare.push(&POOL, self.number);
+    }
+}
+
+/// Most bytes of batches in transfer, per CPU of the machine.
+const TRANSFER_BYTES_PER_CPU: usize = 256 << 10;
+
+/// Batches on their way, by node and class.
+#[repr(align(64))]
+struct Lane(Stack);
+static LANES: [[Lane; CLASSES]; sys::MAX_NODES] = [const { [const { Lane(Stack::new()) }; CLASSES] }; sys::MAX_NODES];
+
+/// Bytes of all blocks in transfer. Relaxed throughout: a bound kept to within a batch per CPU.
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+/// Most that there may be. Set once, at initialisation.
+static BYTES_MAX: AtomicUsize = AtomicUsize::new(0);
+
+/// Sets the bound for a machine of `cpus` processors.
+pub(crate) fn init(cpus: usize) {
+    BYTES_MAX.store(cpus.saturating_mul(TRANSFER_BYTES_PER_CPU), Ordering::Relaxed);
+}
+
+/// Bytes of blocks in transfer.
+pub(crate) fn bytes() -> usize {
+    BYTES.load(Ordering::Relaxed)
+}
+
+/// Passes a batch on; gives it back if enough are on their way.
+pub(crate) fn push(node: usize, class: usize, mut batch: BatchBox) -> Result<(), BatchBox> {
+    let bytes = batch.len() * block_size(class);
+    let lane = &LANES[node][class].0;
+    // A class may fill an eighth of the bound, but at least two batches.
+    let most = (BYTES_MAX.load(Ordering::Relaxed) / 8 / (CLASS[class].batch as usize * block_size(class))).max(2);
+    if lane.len() as usize >= most || BYTES.load(Ordering::Relaxed) + bytes > BYTES_MAX.load(Ordering::Relaxed) {
+        return Err(batch);
+    }
+    BYTES.fetch_add(bytes, Ordering::Relaxed);
+    let number = batch.number;
+    core::mem::forget(batch);
+    lane.push(&POOL, number);
+    Ok(())
+}
+
+/// A batch of the class that somebody passed on.
+pub(crate) fn pop(node: usize, class: usize) -> Option<BatchBox> {
+    let lane = &LANES[node][class].0;
+    if lane.len() == 0 {
+        return None;
+    }
+    let mut batch = BatchBox { number: lane.pop(&POOL)? };
+    BYTES.fetch_sub(batch.len() * block_size(class), Ordering::Relaxed);
+    Some(batch)
+}
+
+/// Gives everything in transfer back to the slabs; returns the bytes.
+pub(crate) fn drain() -> usize {
+    let mut bytes = 0;
+    for node in 0..crate::zone::nodes().len() {
+        for class in 0..CLASSES {
+            while let Some(mut batch) = pop(node, class) {
+                bytes += batch.len() * block_size(class);
+                crate::slab::free_bulk(class, batch.blocks());
+            }
+        }
+    }
+    bytes
+}

@@ -1,0 +1,314 @@
+//! The contract of [`crate::sys`] on Linux, through `nix` and `libc`.
+
+use core::ffi::{CStr, c_int, c_void};
+use core::num::NonZeroUsize;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
+
+use super::{RSEQ_SIGNATURE, addr, round_up};
+
+/// Runs `f` and puts `errno` back as it was: a program may look at `errno` after it has dropped a value.
+fn keep_errno<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: `__errno_location` returns this thread's errno, which is valid for as long as the thread runs.
+    unsafe {
+        let errno = libc::__errno_location();
+        let before = *errno;
+        let result = f();
+        *errno = before;
+        result
+    }
+}
+
+/// Bytes in a page of the operating system: 4, 16 or 64 KiB.
+pub(crate) fn page_size() -> usize {
+    static PAGE_SIZE: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed: every thread that finds 0 computes the same value, and nothing else depends on it.
+    match PAGE_SIZE.load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: sysconf has no preconditions.
+            let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(4096) as usize;
+            PAGE_SIZE.store(size, Ordering::Relaxed);
+            size
+        }
+        size => size,
+    }
+}
+
+fn map_at(hint: usize, len: usize, prot: ProtFlags, extra: MapFlags) -> Option<NonNull<u8>> {
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE | extra;
+    let len = NonZeroUsize::new(len)?;
+    // SAFETY: a new anonymous mapping; `extra` never holds MAP_FIXED, so no existing mapping is replaced.
+    let mapped = keep_errno(|| unsafe { mman::mmap_anonymous(NonZeroUsize::new(hint), len, prot, flags) });
+    mapped.ok().map(NonNull::cast)
+}
+
+/// Address space of `len` bytes aligned to `align` (a power of two), with no memory behind it.
+///
+/// Tried first by mapping `align` more than asked for and cutting off both ends; where that is refused
+/// (`RLIMIT_AS`), by asking for aligned addresses near the place the kernel would have chosen.
+pub(crate) fn reserve(len: usize, align: usize) -> Option<NonNull<u8>> {
+    let none = ProtFlags::PROT_NONE;
+    if let Some(wide) = map_at(0, len.checked_add(align)?, none, MapFlags::empty()) {
+        let start = addr(wide);
+        let head = round_up(start, align)? - start;
+        // SAFETY: head <= align, so both cuts and what is kept between them lie inside the new mapping,
+        // which nobody else knows of.
+        unsafe {
+            if head > 0 {
+                unmap(wide, head);
+            }
+            if align > head {
+                unmap(wide.add(head + len), align - head);
+            }
+            return Some(wide.add(head));
+        }
+    }
+    let probe = map_at(0, len, none, MapFlags::empty())?;
+    // SAFETY: the mapping was made on the line above and nobody else knows of it.
+    unsafe { unmap(probe, len) };
+    let mut hint = addr(probe) & !(align - 1);
+    for _ in 0..64 {
+        if hint == 0 {
+            return None;
+        }
+        if let Some(found) = map_at(hint, len, none, MapFlags::MAP_FIXED_NOREPLACE) {
+            if addr(found) == hint {
+                return Some(found);
+            }
+            // SAFETY: as for `probe`; a kernel that does not know the flag took the address as a hint.
+            unsafe { unmap(found, len) };
+        }
+        hint = hint.saturating_sub(align);
+    }
+    None
+}
+
+/// Makes reserved address space readable and writable; it reads as zero.
+///
+/// # Safety
+/// The range lies in one reservation made by [`reserve`].
+pub(crate) unsafe fn commit(start: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: the caller owns the range; giving it more rights invalidates no reference.
+    keep_errno(|| unsafe { mman::mprotect(start.cast(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).is_ok() })
+}
+
+/// New memory that reads as zero.
+pub(crate) fn map(len: usize) -> Option<NonNull<u8>> {
+    map_at(0, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::empty())
+}
+
+/// Gives address space back.
+///
+/// # Safety
+/// The range came from this module and nothing points into it any more.
+pub(crate) unsafe fn unmap(start: NonNull<u8>, len: usize) {
+    // SAFETY: the caller's obligation. A failure (the limit on the number of mappings) leaves the range
+    // mapped and unused, which is harmless.
+    let _ = keep_errno(|| unsafe { mman::munmap(start.cast(), len) });
+}
+
+/// Changes the length of a mapping, moving it if it must; the contents go along, what is new reads as zero.
+///
+/// # Safety
+/// The range is a whole mapping made by [`map`]; after success the old address is not used again.
+pub(crate) unsafe fn remap(start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+    let flags = mman::MRemapFlags::MREMAP_MAYMOVE;
+    // SAFETY: the caller's obligation; MREMAP_FIXED is not used, so no other mapping is replaced.
+    keep_errno(|| unsafe { mman::mremap(start.cast(), old, new, flags, None) }).ok().map(NonNull::cast)
+}
+
+fn advise(start: NonNull<u8>, len: usize, advice: MmapAdvise) -> bool {
+    // SAFETY: callers of this private function pass ranges of their own, and only advice under which
+    // memory that is in use keeps its contents, or MADV_DONTNEED for memory that holds none.
+    keep_errno(|| unsafe { mman::madvise(start.cast(), len, advice).is_ok() })
+}
+
+/// Gives the range memory now, in one call rather than one fault a page (Linux 5.14); a refusal is harmless.
+///
+/// # Safety
+/// The range is committed and belongs to the caller.
+pub(crate) unsafe fn populate(start: NonNull<u8>, len: usize) -> bool {
+    advise(start, len, MmapAdvise::MADV_POPULATE_WRITE)
+}
+
+/// Takes the memory behind the range away; it reads as zero afterwards.
+///
+/// # Safety
+/// The range is committed, belongs to the caller, and nothing in it is still needed.
+pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
+    advise(start, len, MmapAdvise::MADV_DONTNEED)
+}
+
+/// Asks for huge pages in the range (`true`), or asks for none (`false`).
+///
+/// # Safety
+/// The range is mapped and belongs to the caller.
+pub(crate) unsafe fn advise_huge(start: NonNull<u8>, len: usize, huge: bool) -> bool {
+    advise(start, len, if huge { MmapAdvise::MADV_HUGEPAGE } else { MmapAdvise::MADV_NOHUGEPAGE })
+}
+
+/// Whether the page at `start` is mapped at all.
+pub(crate) fn is_mapped(start: usize) -> bool {
+    let mut resident = 0u8;
+    // SAFETY: mincore reads no memory of the range; it writes one byte for the one page asked about.
+    keep_errno(|| unsafe { libc::mincore(start as *mut c_void, page_size(), &mut resident) == 0 })
+}
+
+const MEMBARRIER_QUERY: c_int = 0;
+const MEMBARRIER_PRIVATE_EXPEDITED_RSEQ: c_int = 1 << 7;
+const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_RSEQ: c_int = 1 << 8;
+const MEMBARRIER_FLAG_CPU: c_int = 1;
+
+fn membarrier(command: c_int, flags: c_int, cpu: c_int) -> c_int {
+    // SAFETY: membarrier takes three integers and touches no memory of ours.
+    keep_errno(|| unsafe { libc::syscall(libc::SYS_membarrier, command, flags, cpu) as c_int })
+}
+
+/// Registers the process for [`fence_cpu`]; false where the kernel (before 5.10) or a sandbox has none.
+///
+/// Costs 0.2 µs while the process has one thread, and 10 ms afterwards.
+pub(crate) fn register_membarrier() -> bool {
+    let known = membarrier(MEMBARRIER_QUERY, 0, 0);
+    known > 0
+        && known & MEMBARRIER_PRIVATE_EXPEDITED_RSEQ != 0
+        && membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_RSEQ, 0, 0) == 0
+}
+
+/// Aborts every restartable sequence that is running on `cpu`, with a full barrier there and here.
+///
+/// When it returns true, no thread of the process is inside a section on `cpu` that began before the call.
+pub(crate) fn fence_cpu(cpu: usize) -> bool {
+    membarrier(MEMBARRIER_PRIVATE_EXPEDITED_RSEQ, MEMBARRIER_FLAG_CPU, cpu as c_int) == 0
+}
+
+/// Waits while `word` holds `expected`; may return early.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
+    let flags = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    keep_errno(|| {
+        // SAFETY: the word is valid for the call, and a null timeout means none.
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), flags, expected, null_mut::<c_void>()) }
+    });
+}
+
+/// Wakes one thread that waits on `word`.
+pub(crate) fn futex_wake(word: &AtomicU32) {
+    let flags = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: a wake only uses the address as a key.
+    keep_errno(|| unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), flags, 1) });
+}
+
+/// The processor this thread runs on, by the kernel's word rather than rseq's.
+pub(crate) fn current_cpu() -> usize {
+    // SAFETY: sched_getcpu has no preconditions.
+    keep_errno(|| unsafe { libc::sched_getcpu() }).max(0) as usize
+}
+
+/// Offset from the thread pointer of the area that glibc (2.35 and later) has registered for every thread.
+///
+/// None where there is no glibc, where it is older, or where it was told not to register
+/// (`GLIBC_TUNABLES=glibc.pthread.rseq=0` leaves a size of 0).
+pub(crate) fn glibc_rseq() -> Option<isize> {
+    // dlsym rather than a weak reference: a weak one would still make the binary ask for GLIBC_2.35.
+    let find = |name: &CStr| {
+        // SAFETY: the name is a C string; the default scope is always valid.
+        NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+    };
+    let (size, offset) = (find(c"__rseq_size")?, find(c"__rseq_offset")?);
+    // SAFETY: glibc defines them as `const unsigned int` and `const ptrdiff_t`.
+    unsafe {
+        let (size, offset) = (*size.cast::<u32>().as_ref(), *offset.cast::<isize>().as_ref());
+        (size != 0).then_some(offset)
+    }
+}
+
+/// Registers `area` as this thread's rseq area; true if it is registered now.
+///
+/// # Safety
+/// The area is 32 bytes, aligned to 32, this thread's own, and stays valid until the thread has ended.
+pub(crate) unsafe fn register_rseq(area: NonNull<u8>) -> bool {
+    keep_errno(|| {
+        // SAFETY: the caller's obligation.
+        let result = unsafe { libc::syscall(libc::SYS_rseq, area.as_ptr(), 32u32, 0, RSEQ_SIGNATURE) };
+        // SAFETY: errno is valid in every thread. EBUSY: this very area is registered already.
+        result == 0 || unsafe { *libc::__errno_location() } == libc::EBUSY
+    })
+}
+
+/// The value of an environment variable, without a copy.
+pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
+    // SAFETY: the name is a C string. The result points into the environment; it is read at once, at the
+    // first allocation of the process, before the program had a chance to change its environment.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        (!value.is_null()).then(|| CStr::from_ptr(value))
+    }
+}
+
+/// Runs the three functions around every `fork`, as `pthread_atfork` does.
+pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) -> bool {
+    // SAFETY: the functions are static and take no argument.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) == 0 }
+}
+
+/// A destructor that runs when a thread ends which has called [`ThreadExit::arm`].
+pub(crate) struct ThreadExit {
+    key: AtomicU32,
+}
+
+impl ThreadExit {
+    const NONE: u32 = u32::MAX;
+
+    pub(crate) const fn new() -> Self {
+        ThreadExit { key: AtomicU32::new(Self::NONE) }
+    }
+
+    /// Creates the key; called once, while the process initialises the heap.
+    pub(crate) fn create(&self, destructor: unsafe extern "C" fn(*mut c_void)) -> bool {
+        let mut key: libc::pthread_key_t = 0;
+        // SAFETY: `key` is valid for the write.
+        let created = unsafe { libc::pthread_key_create(&mut key, Some(destructor)) } == 0;
+        if created {
+            // Release, paired with the acquire in `arm`: a thread that sees the key may use it.
+            self.key.store(key, Ordering::Release);
+        }
+        created
+    }
+
+    /// Has the destructor called with `value`, not null, when this thread ends.
+    pub(crate) fn arm(&self, value: *mut c_void) -> bool {
+        match self.key.load(Ordering::Acquire) {
+            Self::NONE => false,
+            // SAFETY: the key was created by `create` and is never deleted.
+            key => unsafe { libc::pthread_setspecific(key, value) == 0 },
+        }
+    }
+}
+
+/// Writes the line to standard error and aborts.
+pub(crate) fn abort_with(line: &[u8]) -> ! {
+    // SAFETY: the buffer is valid; a failure to write changes nothing, since the process ends either way.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
+        libc::abort()
+    }
+}
+
+/// Bytes of the range that have memory behind them.
+pub(crate) fn resident_bytes(start: NonNull<u8>, len: usize) -> usize {
+    let page = page_size();
+    let mut seen = [0u8; 512];
+    let (mut at, end) = (addr(start) & !(page - 1), addr(start) + len);
+    let mut pages = 0;
+    while at < end {
+        let count = (end - at).div_ceil(page).min(seen.len());
+        // SAFETY: mincore reads no memory of the range; `seen` has a byte for each page asked about.
+        let known = keep_errno(|| unsafe { libc::mincore(at as *mut c_void, count * page, seen.as_mut_ptr()) == 0 });
+        if known {
+            pages += seen[..count].iter().filter(|&&byte| byte & 1 != 0).count();
+        }
+        at += count * page;
+    }
+    pages * page
+}

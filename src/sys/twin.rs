@@ -1,0 +1,172 @@
+//! The contract of [`crate::sys`] without a single system call of our own: memory from `std`'s `System`.
+//!
+//! One processor, one node, no rseq, so every thread has stacks of its own. Reservations are given their
+//! memory at once, zeroed; giving memory back zeroes it, which is what the layers above may rely on.
+
+use core::ffi::{CStr, c_void};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+pub(crate) const MAX_CPUS: usize = 64;
+pub(crate) const MAX_NODES: usize = 1;
+
+/// Layouts of everything handed out, by address: `System` wants them back.
+static BLOCKS: Mutex<Option<HashMap<usize, Layout>>> = Mutex::new(None);
+
+/// Counts down to a refusal: `u32::MAX` means never. Tests set it to see what the layers above do.
+pub(crate) static REFUSE_AFTER: AtomicU32 = AtomicU32::new(u32::MAX);
+
+fn refused() -> bool {
+    // Relaxed: a test knob, read and written for its value alone.
+    REFUSE_AFTER
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n != u32::MAX && n > 0).then(|| n - 1))
+        .is_err_and(|n| n == 0)
+}
+
+pub(crate) fn page_size() -> usize {
+    4096
+}
+
+pub(crate) fn reserve(len: usize, align: usize) -> Option<NonNull<u8>> {
+    if refused() {
+        return None;
+    }
+    let layout = Layout::from_size_align(len, align).ok()?;
+    // SAFETY: the layout's size is not zero, by the common precondition.
+    let block = NonNull::new(unsafe { System.alloc_zeroed(layout) })?;
+    let mut blocks = BLOCKS.lock().unwrap();
+    blocks.get_or_insert_with(HashMap::new).insert(super::addr(block), layout);
+    Some(block)
+}
+
+pub(crate) unsafe fn commit(_start: NonNull<u8>, _len: usize) -> bool {
+    !refused()
+}
+
+pub(crate) fn map(len: usize) -> Option<NonNull<u8>> {
+    reserve(len, page_size())
+}
+
+pub(crate) unsafe fn unmap(start: NonNull<u8>, _len: usize) {
+    let layout = BLOCKS.lock().unwrap().as_mut().and_then(|b| b.remove(&super::addr(start)));
+    if let Some(layout) = layout {
+        // SAFETY: the block came from System with this layout, and the caller gives it up.
+        unsafe { System.dealloc(start.as_ptr(), layout) };
+    }
+}
+
+pub(crate) unsafe fn remap(start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+    let moved = map(new)?;
+    // SAFETY: both blocks are valid for the shorter length and do not overlap; the caller gives up the old one.
+    unsafe {
+        core::ptr::copy_nonoverlapping(start.as_ptr(), moved.as_ptr(), old.min(new));
+        unmap(start, old);
+    }
+    Some(moved)
+}
+
+pub(crate) unsafe fn populate(_start: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
+pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: the range belongs to the caller, who needs nothing in it any more.
+    unsafe { core::ptr::write_bytes(start.as_ptr(), 0, len) };
+    true
+}
+
+pub(crate) unsafe fn advise_huge(_start: NonNull<u8>, _len: usize, _huge: bool) -> bool {
+    true
+}
+
+pub(crate) fn is_mapped(_start: usize) -> bool {
+    true
+}
+
+pub(crate) fn register_membarrier() -> bool {
+    false
+}
+
+pub(crate) fn fence_cpu(_cpu: usize) -> bool {
+    false
+}
+
+pub(crate) fn futex_wait(_word: &AtomicU32, _expected: u32) {
+    std::thread::yield_now();
+}
+
+pub(crate) fn futex_wake(_word: &AtomicU32) {}
+
+pub(crate) fn current_cpu() -> usize {
+    0
+}
+
+pub(crate) fn possible_cpus() -> usize {
+    1
+}
+
+pub(crate) fn each_cpu_of_node(_each: impl FnMut(usize, usize)) {}
+
+pub(crate) unsafe fn prefer_node(_start: NonNull<u8>, _len: usize, _node: usize) {}
+
+pub(crate) fn glibc_rseq() -> Option<isize> {
+    None
+}
+
+pub(crate) unsafe fn register_rseq(_area: NonNull<u8>) -> bool {
+    false
+}
+
+pub(crate) fn environment(_name: &CStr) -> Option<&'static CStr> {
+    None
+}
+
+pub(crate) fn at_fork(_prepare: extern "C" fn(), _parent: extern "C" fn(), _child: extern "C" fn()) -> bool {
+    true
+}
+
+std::thread_local! {
+    static AT_EXIT: Exit = const { Exit(core::cell::Cell::new(None)) };
+}
+
+struct Exit(core::cell::Cell<Option<(unsafe extern "C" fn(*mut c_void), *mut c_void)>>);
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        if let Some((destructor, value)) = self.0.take() {
+            // SAFETY: `arm` stored a destructor with the value it wants.
+            unsafe { destructor(value) };
+        }
+    }
+}
+
+pub(crate) struct ThreadExit {
+    destructor: Mutex<Option<unsafe extern "C" fn(*mut c_void)>>,
+}
+
+impl ThreadExit {
+    pub(crate) const fn new() -> Self {
+        ThreadExit { destructor: Mutex::new(None) }
+    }
+
+    pub(crate) fn create(&self, destructor: unsafe extern "C" fn(*mut c_void)) -> bool {
+        *self.destructor.lock().unwrap() = Some(destructor);
+        true
+    }
+
+    pub(crate) fn arm(&self, value: *mut c_void) -> bool {
+        let destructor = *self.destructor.lock().unwrap();
+        destructor.is_some_and(|d| AT_EXIT.try_with(|exit| exit.0.set(Some((d, value)))).is_ok())
+    }
+}
+
+pub(crate) fn abort_with(line: &[u8]) -> ! {
+    panic!("{}", String::from_utf8_lossy(line))
+}
+
+pub(crate) fn resident_bytes(_start: NonNull<u8>, len: usize) -> usize {
+    len
+}

@@ -1,0 +1,302 @@
+//! A binary buddy allocator over page numbers.
+//!
+//! Free memory is kept as blocks of `1 << order` pages aligned to their size, in one pair of lists per
+//! order: *warm* blocks have memory behind some page, *cold* ones behind none. A block taken is split in
+//! halves until it is small enough; a block given back is merged with its buddy, the block whose number
+//! differs in just the bit of its size, for as long as that one is free and whole. (D. Knuth, The Art of
+//! Computer Programming 1, §2.5; the kernel's `mm/page_alloc.c`.)
+//!
+//! ```text
+//! take(order):   find the smallest free block of at least `order`, warm ones first
+//!                while it is larger: halve it, put one half back
+//! give(block):   while its buddy is free and of the same order: unlink the buddy, double the block
+//!                put it on its list
+//! ```
+//!
+//! Requests need not be powers of two: [`Buddy::alloc`] takes the block that covers the request and gives
+//! the pages behind it back. Everything here is arithmetic on the tables of [`Pages`]; no system call is
+//! made, and the caller holds the lock.
+
+use core::ops::Range;
+
+use super::pages::{Pages, TAG_FREE, TAG_INTERIOR, TAG_NONE, TAG_WARM};
+
+/// log2 of the pages in the largest block: 4 MiB.
+pub(crate) const MAX_ORDER: u32 = 10;
+/// Number of orders.
+pub(crate) const ORDERS: usize = MAX_ORDER as usize + 1;
+
+const NONE: u32 = u32::MAX;
+
+/// The free blocks of one order and warmth.
+#[derive(Clone, Copy)]
+struct FreeList {
+    head: u32,
+    blocks: u32,
+}
+
+pub(crate) struct Buddy {
+    pages: Pages,
+    cold: [FreeList; ORDERS],
+    warm: [FreeList; ORDERS],
+    /// Page numbers from here on are not ours yet.
+    end: u32,
+    free: u32,
+    free_warm: u32,
+}
+
+/// Pages taken from a [`Buddy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub page: u32,
+    /// How many of them have memory behind them; the others read as zero.
+    pub warm: u32,
+}
+
+impl Buddy {
+    /// A buddy allocator that has no pages; [`Buddy::add`] gives it some.
+    pub(crate) const fn new(pages: Pages) -> Self {
+        let empty = [FreeList { head: NONE, blocks: 0 }; ORDERS];
+        Buddy { pages, cold: empty, warm: empty, end: 0, free: 0, free_warm: 0 }
+    }
+
+    /// Free pages.
+    pub(crate) fn free_pages(&self) -> u32 {
+        self.free
+    }
+
+    /// Free pages with memory behind them.
+    pub(crate) fn free_warm_pages(&self) -> u32 {
+        self.free_warm
+    }
+
+    /// Free blocks of an order.
+    pub(crate) fn free_blocks(&self, order: usize) -> u32 {
+        self.cold[order].blocks + self.warm[order].blocks
+    }
+
+    /// Bit n is set if a block of order n is free.
+    pub(crate) fn orders(&self) -> u32 {
+        (0..ORDERS).filter(|&o| self.free_blocks(o) > 0).fold(0, |mask, o| mask | 1 << o)
+    }
+
+    /// Adds pages never used so far. They follow all pages added before, or leave a gap.
+    pub(crate) fn add(&mut self, pages: Range<u32>) {
+        debug_assert!(self.end <= pages.start);
+        self.end = pages.end;
+        self.free += pages.end - pages.start;
+        self.give_range(pages);
+    }
+
+    /// Takes `count` pages that start at a multiple of `1 << align` and tags them: the first with `first`,
+    /// the others with `rest`.
+    pub(crate) fn alloc(&mut self, count: u32, align: u32, first: u8, rest: u8) -> Option<Taken> {
+        let order = align.max(count.next_power_of_two().trailing_zeros());
+        let page = self.take(order)?;
+        let end = page + count;
+        self.give_range(end..page + (1 << order));
+        self.pages.set_tag(page, first);
+        self.pages.set_tags(page + 1..end, rest);
+        let warm = self.pages.warm_in(page..end);
+        self.free -= count;
+        self.free_warm -= warm;
+        Some(Taken { page, warm })
+    }
+
+    /// Gives pages back, of which the first `touched` have been written to since they were taken.
+    pub(crate) fn free(&mut self, pages: Range<u32>, touched: u32) {
+        self.pages.set_warm(pages.start..pages.start + touched);
+        self.pages.set_tags(pages.clone(), TAG_NONE);
+        self.free += pages.end - pages.start;
+        self.free_warm += self.pages.warm_in(pages.clone());
+        self.give_range(pages);
+    }
+
+    /// Makes a run of one block longer where it lies, if the pages behind it are free; they are tagged as
+    /// its interior. Says how many of the new pages have memory behind them.
+    pub(crate) fn extend(&mut self, run: Range<u32>, new_end: u32) -> Option<u32> {
+        // The page behind a run that is not ours starts whatever follows, so free space there is a chain
+        // of whole blocks.
+        let mut end = run.end;
+        while end < new_end {
+            if end >= self.end || self.pages.tag(end) & TAG_FREE == 0 {
+                return None;
+            }
+            end += 1 << self.order_at(end);
+        }
+        let mut page = run.end;
+        while page < end {
+            let order = self.order_at(page);
+            self.unlink(page, order);
+            page += 1 << order;
+        }
+        self.give_range(new_end..end);
+        self.pages.set_tags(run.end..new_end, TAG_INTERIOR);
+        let warm = self.pages.warm_in(run.end..new_end);
+        self.free -= new_end - run.end;
+        self.free_warm -= warm;
+        Some(warm)
+    }
+
+    /// The length of a run, as its descriptor has it.
+    pub(crate) fn run_length(&mut self, page: u32) -> u32 {
+        self.pages.descriptor(page).pages
+    }
+
+    /// Notes the length of a run in its descriptor.
+    pub(crate) fn set_run_length(&mut self, page: u32, pages: u32) {
+        self.pages.descriptor(page).pages = pages;
+    }
+
+    pub(crate) fn pages(&mut self) -> &mut Pages {
+        &mut self.pages
+    }
+
+    /// Takes the largest warm free block out for its memory to be given back, tagged as held; the caller
+    /// returns it with [`Buddy::return_cold`]. None is smaller than `1 << least` pages.
+    pub(crate) fn take_warm(&mut self, least: u32) -> Option<Range<u32>> {
+        let order = (least as usize..ORDERS).rev().find(|&o| self.warm[o].head != NONE)?;
+        let page = self.warm[order].head;
+        self.unlink(page, order as u32);
+        let block = page..page + (1 << order);
+        self.pages.set_tag(page, TAG_INTERIOR);
+        self.free -= 1 << order;
+        self.free_warm -= self.pages.warm_in(block.clone());
+        Some(block)
+    }
+
+    /// Puts back a block that [`Buddy::take_warm`] took; it has no memory any more if `cold`.
+    pub(crate) fn return_cold(&mut self, block: Range<u32>, cold: bool) {
+        if cold {
+            self.pages.set_cold(block.clone());
+        }
+        self.free(block, 0);
+    }
+
+    fn order_at(&self, page: u32) -> u32 {
+        (self.pages.tag(page) & 0x1f) as u32
+    }
+
+    fn list(&mut self, order: u32, warm: bool) -> &mut FreeList {
+        if warm { &mut self.warm[order as usize] } else { &mut self.cold[order as usize] }
+    }
+
+    /// Takes one block of exactly `order` out of the lists.
+    fn take(&mut self, order: u32) -> Option<u32> {
+        let from = order as usize..ORDERS;
+        let found = from.clone().find(|&o| self.warm[o].head != NONE).map(|o| (o, self.warm[o].head));
+        let (found, mut page) =
+            found.or_else(|| from.clone().find(|&o| self.cold[o].head != NONE).map(|o| (o, self.cold[o].head)))?;
+        self.unlink(page, found as u32);
+        for half in (order..found as u32).rev() {
+            let (low, high) = (page, page + (1 << half));
+            // Keep the lower half, unless only the upper one has memory behind it.
+            let low_warm = self.pages.warm_in(low..high) > 0;
+            let high_warm = self.pages.warm_in(high..high + (1 << half)) > 0;
+            let (keep, other, other_warm) =
+                if high_warm && !low_warm { (high, low, low_warm) } else { (low, high, high_warm) };
+            self.link(other, half, other_warm);
+            page = keep;
+        }
+        Some(page)
+    }
+
+    /// Gives back any range as the largest aligned blocks that make it up.
+    fn give_range(&mut self, pages: Range<u32>) {
+        let mut page = pages.start;
+        while page < pages.end {
+            let aligned = if page == 0 { MAX_ORDER } else { page.trailing_zeros() };
+            let order = aligned.min((pages.end - page).ilog2()).min(MAX_ORDER);
+            self.give(page, order);
+            page += 1 << order;
+        }
+    }
+
+    /// Gives back one block, merged with its free buddies.
+    fn give(&mut self, mut page: u32, mut order: u32) {
+        let mut warm = self.pages.warm_in(page..page + (1 << order)) > 0;
+        while order < MAX_ORDER {
+            let buddy = page ^ (1 << order);
+            if buddy + (1 << order) > self.end {
+                break;
+            }
+            let tag = self.pages.tag(buddy);
+            if tag & !TAG_WARM != TAG_FREE | order as u8 {
+                break;
+            }
+            self.unlink(buddy, order);
+            warm |= tag & TAG_WARM != 0;
+            page &= buddy;
+            order += 1;
+        }
+        self.link(page, order, warm);
+    }
+
+    fn link(&mut self, page: u32, order: u32, warm: bool) {
+        let list = self.list(order, warm);
+        let next = core::mem::replace(&mut list.head, page);
+        list.blocks += 1;
+        let descriptor = self.pages.descriptor(page);
+        descriptor.next = next;
+        descriptor.prev = NONE;
+        if next != NONE {
+            self.pages.descriptor(next).prev = page;
+        }
+        self.pages.set_tag(page, TAG_FREE | if warm { TAG_WARM } else { 0 } | order as u8);
+    }
+
+    fn unlink(&mut self, page: u32, order: u32) {
+        let warm = self.pages.tag(page) & TAG_WARM != 0;
+        self.pages.set_tag(page, TAG_NONE);
+        let (next, prev) = (self.pages.descriptor(page).next, self.pages.descriptor(page).prev);
+        if next != NONE {
+            self.pages.descriptor(next).prev = prev;
+        }
+        if prev != NONE {
+            self.pages.descriptor(prev).next = next;
+        }
+        let list = self.list(order, warm);
+        list.blocks -= 1;
+        if prev == NONE {
+            list.head = next;
+        }
+    }
+
+    /// Whether lists, tags and counters agree; costs a walk over all pages. For tests.
+    #[cfg(test)]
+    fn check(&mut self, first: u32) {
+        let (mut free, mut free_warm) = (0, 0);
+        let mut blocks = [[0u32; 2]; ORDERS];
+        let mut page = first;
+        while page < self.end {
+            let tag = self.pages.tag(page);
+            if tag & TAG_FREE == 0 {
+                page += 1;
+                continue;
+            }
+            let order = self.order_at(page);
+            let warm = self.pages.warm_in(page..page + (1 << order));
+            assert_eq!(page % (1 << order), 0, "a free block is aligned to its size");
+            assert_eq!(warm > 0, tag & TAG_WARM != 0, "a block is warm if a page of it is");
+            let buddy = page ^ (1 << order);
+            assert!(
+                order == MAX_ORDER || buddy >= self.end || self.pages.tag(buddy) & !TAG_WARM != TAG_FREE | order as u8,
+                "free buddies are merged"
+            );
+            for inner in page + 1..page + (1 << order) {
+                assert_eq!(self.pages.tag(inner) & TAG_FREE, 0, "a free block has one head");
+            }
+            blocks[order as usize][(warm > 0) as usize] += 1;
+            free += 1 << order;
+            free_warm += warm;
+            page += 1 << order;
+        }
+        assert_eq!((free, free_warm), (self.free, self.free_warm));
+        for (order, counted) in blocks.iter().enumerate() {
+            assert_eq!(*counted, [self.cold[order].blocks, self.warm[order].blocks]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

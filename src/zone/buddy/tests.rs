@@ -1,0 +1,169 @@
+//! The buddy allocator against a naive oracle: one byte a page that says who holds it.
+
+use super::*;
+use crate::zone::Descriptor;
+use core::sync::atomic::AtomicU8;
+use proptest::prelude::*;
+
+const PAGES: u32 = 3 << MAX_ORDER;
+/// As in a zone, the first pages are not the buddy's.
+const FIRST: u32 = 37;
+
+struct World {
+    buddy: Buddy,
+    held: Vec<(Range<u32>, u32)>,
+    owner: Vec<bool>,
+    touched: Vec<bool>,
+    _tables: (Vec<Descriptor>, Vec<AtomicU8>, Vec<u64>),
+}
+
+impl World {
+    fn new(end: u32) -> World {
+        // SAFETY: all-zero bytes are a valid descriptor, which is made of integers.
+        let mut descriptors: Vec<Descriptor> = (0..PAGES).map(|_| unsafe { core::mem::zeroed() }).collect();
+        let tags: Vec<AtomicU8> = (0..PAGES).map(|_| AtomicU8::new(0)).collect();
+        let mut warm = vec![0u64; PAGES as usize / 64];
+        // SAFETY: the tables cover PAGES pages, are zero, and live in the same struct as the buddy; moving
+        // a Vec does not move its contents.
+        let pages = unsafe { Pages::new(descriptors.as_mut_ptr(), tags.as_ptr(), warm.as_mut_ptr()) };
+        let mut buddy = Buddy::new(pages);
+        buddy.add(FIRST..end);
+        let (owner, touched) = (vec![false; PAGES as usize], vec![false; PAGES as usize]);
+        World { buddy, held: Vec::new(), owner, touched, _tables: (descriptors, tags, warm) }
+    }
+
+    fn hold(&mut self, pages: Range<u32>, warm: u32, tag: u32) {
+        let mut expected = 0;
+        for page in pages.clone() {
+            assert!((FIRST..self.buddy.end).contains(&page));
+            assert!(!core::mem::replace(&mut self.owner[page as usize], true), "page {page} is held twice");
+            expected += self.touched[page as usize] as u32;
+        }
+        assert_eq!(warm, expected, "warm pages of {pages:?}");
+        self.held.push((pages, tag));
+    }
+
+    fn alloc(&mut self, count: u32, align: u32) {
+        let order = align.max(count.next_power_of_two().trailing_zeros());
+        match self.buddy.alloc(count, align, 1, 2) {
+            Some(taken) => {
+                assert_eq!(taken.page % (1 << align), 0);
+                self.hold(taken.page..taken.page + count, taken.warm, 1);
+            }
+            None => {
+                let fits = (0..self.buddy.end >> order).any(|block| {
+                    let start = block << order;
+                    start >= FIRST && (start..start + (1 << order)).all(|p| !self.owner[p as usize])
+                });
+                assert!(!fits, "refused {count} pages although an aligned block of order {order} is free");
+            }
+        }
+    }
+
+    fn free(&mut self, nth: usize, touched: u32) {
+        if self.held.is_empty() {
+            return;
+        }
+        let (pages, _) = self.held.swap_remove(nth % self.held.len());
+        let touched = touched.min(pages.end - pages.start);
+        for page in pages.clone() {
+            self.owner[page as usize] = false;
+            self.touched[page as usize] |= page < pages.start + touched;
+        }
+        self.buddy.free(pages, touched);
+    }
+
+    fn extend(&mut self, nth: usize, more: u32) {
+        if self.held.is_empty() {
+            return;
+        }
+        let nth = nth % self.held.len();
+        let run = self.held[nth].0.clone();
+        let end = run.end + more;
+        let possible = end <= self.buddy.end && (run.end..end).all(|p| !self.owner[p as usize]);
+        let warm = self.buddy.extend(run.clone(), end);
+        assert_eq!(warm.is_some(), possible);
+        if let Some(warm) = warm {
+            self.held.swap_remove(nth);
+            for page in run.clone() {
+                self.owner[page as usize] = false;
+            }
+            let old = run.clone().filter(|&p| self.touched[p as usize]).count() as u32;
+            self.hold(run.start..end, warm + old, 1);
+        }
+    }
+
+    fn cool(&mut self, least: u32) {
+        if let Some(block) = self.buddy.take_warm(least) {
+            assert!(block.clone().all(|p| !self.owner[p as usize]));
+            assert!(block.clone().any(|p| self.touched[p as usize]));
+            block.clone().for_each(|p| self.touched[p as usize] = false);
+            self.buddy.return_cold(block, true);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc(u32, u32),
+    Free(usize, u32),
+    Extend(usize, u32),
+    Cool(u32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1u32..=40, 0u32..4).prop_map(|(n, a)| Step::Alloc(n, a)),
+        1 => (1u32..=1 << MAX_ORDER, 0u32..=MAX_ORDER).prop_map(|(n, a)| Step::Alloc(n, a)),
+        4 => (any::<usize>(), 0u32..=64).prop_map(|(i, t)| Step::Free(i, t)),
+        1 => (any::<usize>(), 1u32..200).prop_map(|(i, n)| Step::Extend(i, n)),
+        1 => (0u32..4).prop_map(Step::Cool),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 200 }, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_steps_agree_with_the_oracle(steps in prop::collection::vec(step(), 1..200), end in FIRST + 1..=PAGES) {
+        let mut world = World::new(end);
+        for step in steps {
+            match step {
+                Step::Alloc(count, align) => world.alloc(count, align),
+                Step::Free(nth, touched) => world.free(nth, touched),
+                Step::Extend(nth, more) => world.extend(nth, more),
+                Step::Cool(least) => world.cool(least),
+            }
+            world.buddy.check(FIRST);
+        }
+        while !world.held.is_empty() {
+            world.free(0, 0);
+        }
+        world.buddy.check(FIRST);
+        prop_assert_eq!(world.buddy.free_pages(), end - FIRST);
+    }
+}
+
+#[test]
+fn warm_memory_is_used_again_first() {
+    let mut world = World::new(PAGES);
+    world.alloc(4, 2);
+    let first = world.held[0].0.clone();
+    world.free(0, 4);
+    world.alloc(4, 2);
+    assert_eq!(world.held[0].0, first);
+}
+
+#[test]
+fn everything_merges_again() {
+    let mut world = World::new(PAGES);
+    let before = world.buddy.orders();
+    for count in 1..200 {
+        world.alloc(count % 17 + 1, 0);
+    }
+    while !world.held.is_empty() {
+        world.free(7, 1);
+    }
+    assert_eq!(world.buddy.orders(), before);
+    world.buddy.check(FIRST);
+}

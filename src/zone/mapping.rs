@@ -1,0 +1,140 @@
+//! Blocks too large for a zone: a mapping each, with a page in front that says what it is.
+//!
+//! ```text
+//! | … | header, one page of the system | block … |
+//! ```
+//!
+//! A mapping grows and shrinks by `mremap`, which moves page tables instead of contents. It always reads
+//! as zero where nothing was written.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::Zone;
+use crate::sys;
+
+/// Bytes in mappings, headers included. Relaxed throughout: a statistic.
+pub(crate) static MAPPED: AtomicUsize = AtomicUsize::new(0);
+/// Number of mappings. Relaxed throughout: a statistic.
+pub(crate) static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
+
+#[repr(C)]
+struct Header {
+    /// Address of the block, mixed with [`MAGIC`].
+    magic: usize,
+    /// Start of the mapping.
+    start: NonNull<u8>,
+    /// Bytes from there.
+    len: usize,
+    /// Bytes usable from the block's address on.
+    usable: usize,
+}
+
+const MAGIC: usize = 0x7063_7061_6c6c_6f63;
+
+/// The header in front of a block of ours; ends the process if there is none.
+///
+/// # Safety
+/// `block` was returned by this module and not freed since, or is a mistake that can be told from that: its
+/// address lies in no zone. (What is mapped by others in front of a foreign pointer is read.)
+unsafe fn header<'a>(block: NonNull<u8>) -> &'a mut Header {
+    let address = sys::addr(block);
+    if Zone::lookup(address).is_some() {
+        sys::die("a block was freed or resized with a size that cannot be its own", address);
+    }
+    let at = address.wrapping_sub(sys::page_size());
+    if address % sys::page_size() != 0 || address < sys::page_size() || !sys::is_mapped(at) {
+        sys::die("a pointer that is not from this allocator was freed or resized", address);
+    }
+    // SAFETY: the page in front of the block is mapped; for a block of ours it holds the header, which
+    // nobody else refers to while the caller owns the block.
+    let header = unsafe { &mut *(at as *mut Header) };
+    if header.magic != address ^ MAGIC {
+        sys::die("a pointer that is not from this allocator was freed or resized", address);
+    }
+    header
+}
+
+/// A block of `size` bytes aligned to `align`; reads as zero.
+pub(crate) fn alloc(size: usize, align: usize) -> Option<NonNull<u8>> {
+    let page = sys::page_size();
+    let usable = sys::round_up(size, page)?;
+    let slack = if align > page { align } else { 0 };
+    let len = usable.checked_add(page)?.checked_add(slack)?;
+    if len > isize::MAX as usize {
+        return None;
+    }
+    let start = sys::map(len)?;
+    let block = sys::round_up(sys::addr(start) + page, align.max(page))?;
+    let (head, tail) = (block - page - sys::addr(start), sys::addr(start) + len - block - usable);
+    // SAFETY: `page + slack` bytes are to spare, so the header's page and the block lie inside the new
+    // mapping, as do both ends cut off; the header's page is aligned and writable.
+    unsafe {
+        let kept = start.add(head);
+        if !cfg!(any(pcpalloc_twin, miri)) {
+            if head > 0 {
+                sys::unmap(start, head);
+            }
+            if tail > 0 {
+                sys::unmap(NonNull::new_unchecked((block + usable) as *mut u8), tail);
+            }
+        }
+        let (start, len) = if cfg!(any(pcpalloc_twin, miri)) { (start, len) } else { (kept, page + usable) };
+        kept.cast::<Header>().write(Header { magic: block ^ MAGIC, start, len, usable });
+        MAPPED.fetch_add(len, Ordering::Relaxed);
+        MAPPINGS.fetch_add(1, Ordering::Relaxed);
+        Some(kept.add(page))
+    }
+}
+
+/// Frees a block.
+///
+/// # Safety
+/// `block` is a block of `size` bytes from this module that is not used any more.
+pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        let header = header(block);
+        check(header, block, size);
+        let (start, len) = (header.start, header.len);
+        header.magic = 0;
+        MAPPED.fetch_sub(len, Ordering::Relaxed);
+        MAPPINGS.fetch_sub(1, Ordering::Relaxed);
+        sys::unmap(start, len);
+    }
+}
+
+/// Changes the size of a block; `None` if the system refuses or the block is aligned beyond a page, and the
+/// block is as it was.
+///
+/// # Safety
+/// As for [`free`]; after success only the new address is used.
+pub(crate) unsafe fn resize(block: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+    let page = sys::page_size();
+    let usable = sys::round_up(new, page)?;
+    // SAFETY: the caller's obligation; the mapping is moved as a whole, header first.
+    unsafe {
+        let header = header(block);
+        check(header, block, old);
+        let (start, len) = (header.start, header.len);
+        if usable == header.usable {
+            return Some(block);
+        }
+        if sys::addr(start) + page != sys::addr(block) || usable > isize::MAX as usize - page {
+            return None;
+        }
+        let start = sys::remap(start, len, usable + page)?;
+        let block = start.add(page);
+        let magic = sys::addr(block) ^ MAGIC;
+        start.cast::<Header>().write(Header { magic, start, len: usable + page, usable });
+        MAPPED.fetch_add(usable + page, Ordering::Relaxed);
+        MAPPED.fetch_sub(len, Ordering::Relaxed);
+        Some(block)
+    }
+}
+
+fn check(header: &Header, block: NonNull<u8>, size: usize) {
+    if sys::round_up(size, sys::page_size()) != Some(header.usable) {
+        sys::die("a block was freed or resized with a size that cannot be its own", sys::addr(block));
+    }
+}

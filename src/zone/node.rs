@@ -1,0 +1,183 @@
+//! The zones of a memory node, and runs of pages from them.
+
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use super::pages::{TAG_INTERIOR, TAG_RUN};
+use super::{MAX_ORDER, Zone};
+use crate::lock::Lock;
+use crate::size_class::PAGE;
+use crate::sys;
+
+/// Room for all nodes; those that the machine does not have stay empty.
+static NODES: [Node; sys::MAX_NODES] = [const { Node::new() }; sys::MAX_NODES];
+
+/// How many nodes the machine has. Relaxed: set before initialisation is announced.
+static COUNT: AtomicUsize = AtomicUsize::new(1);
+
+/// Makes node numbers up to `highest` known.
+pub(crate) fn note_node(highest: usize) {
+    COUNT.fetch_max((highest + 1).min(sys::MAX_NODES), Ordering::Relaxed);
+}
+
+/// The machine's nodes.
+pub(crate) fn nodes() -> &'static [Node] {
+    &NODES[..COUNT.load(Ordering::Relaxed)]
+}
+
+/// A memory node.
+pub(crate) struct Node {
+    zones: AtomicPtr<Zone>,
+    /// Guards the list's end, across the system calls that make a zone.
+    appending: Lock<()>,
+    /// Bytes of runs that are one block and larger than any class.
+    pub(crate) run_bytes: AtomicUsize,
+}
+
+/// Pages handed out.
+pub(crate) struct Run {
+    pub zone: &'static Zone,
+    pub page: u32,
+    /// How many of the pages may hold old contents; if none does, the run reads as zero.
+    pub warm: u32,
+}
+
+impl Run {
+    #[inline]
+    pub(crate) fn address(&self) -> NonNull<u8> {
+        self.zone.address_of(self.page)
+    }
+}
+
+/// What pages are taken for, which decides how they are tagged.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    /// Blocks of a class side by side: every page carries the class's tag.
+    Slab(u8),
+    /// One block of a class.
+    Block(u8),
+    /// One block larger than any class.
+    Large,
+}
+
+impl Purpose {
+    fn tags(self) -> (u8, u8) {
+        match self {
+            Purpose::Slab(tag) => (tag, tag),
+            Purpose::Block(tag) => (tag, TAG_INTERIOR),
+            Purpose::Large => (TAG_RUN, TAG_INTERIOR),
+        }
+    }
+}
+
+impl Node {
+    const fn new() -> Node {
+        Node { zones: AtomicPtr::new(null_mut()), appending: Lock::new(()), run_bytes: AtomicUsize::new(0) }
+    }
+
+    /// The node's zones, oldest first.
+    pub(crate) fn zones(&self) -> impl Iterator<Item = &'static Zone> {
+        // Acquire, paired with the release in `append`. SAFETY: zones live for ever.
+        let first: Option<&'static Zone> = unsafe { self.zones.load(Ordering::Acquire).as_ref() };
+        core::iter::successors(first, |zone| zone.next())
+    }
+
+    /// Locks or unlocks the list and all its zones, for `fork`.
+    pub(crate) fn fork_lock(&self, acquire: bool) {
+        if acquire {
+            self.appending.acquire();
+            self.zones().for_each(|zone| zone.fork_lock(true));
+        } else {
+            self.zones().for_each(|zone| zone.fork_lock(false));
+            self.appending.release();
+        }
+    }
+
+    /// A run of `pages` aligned to `1 << align` pages: from the oldest zone that has one free, by growing a
+    /// zone, or from a new zone. `None` when the system gives no more.
+    pub(crate) fn alloc(&self, pages: u32, align: u32, purpose: Purpose) -> Option<Run> {
+        let order = align.max(pages.next_power_of_two().trailing_zeros());
+        if order > MAX_ORDER {
+            return None;
+        }
+        loop {
+            if let Some(run) = self.alloc_free(pages, align, order, purpose) {
+                return Some(run);
+            }
+            // One that found room between our look and the lock makes us look again; each turn somebody
+            // has taken what was added, so the loop is bounded by what the system gives.
+            if !self.zones().any(|zone| zone.grow(order)) && !self.append(order) {
+                return None;
+            }
+        }
+    }
+
+    fn alloc_free(&self, pages: u32, align: u32, order: u32, purpose: Purpose) -> Option<Run> {
+        let (first, rest) = purpose.tags();
+        self.zones().filter(|zone| zone.may_have(order)).find_map(|zone| {
+            let taken = zone.alloc(pages, align, first, rest)?;
+            Some(Run { zone, page: taken.page, warm: taken.warm })
+        })
+    }
+
+    /// Adds a zone with a free block of `order`, unless somebody just did.
+    fn append(&self, order: u32) -> bool {
+        let _appending = self.appending.lock();
+        if self.zones().any(|zone| zone.may_have(order)) {
+            return true;
+        }
+        let index = nodes().iter().position(|node| core::ptr::eq(node, self)).unwrap_or(0);
+        let Some(zone) = Zone::reserve(index, order) else { return false };
+        let link = match self.zones().last() {
+            Some(last) => &last.next,
+            None => &self.zones,
+        };
+        // Release, paired with the acquires in `zones` and `Zone::next`: the header is complete.
+        link.store(zone as *const Zone as *mut Zone, Ordering::Release);
+        true
+    }
+}
+
+impl Zone {
+    /// Which of the pages of a run may hold old contents: bit n of word n / 64 for the n-th page.
+    pub(crate) fn warm_pages(&self, page: u32, pages: u32) -> [u64; (1 << MAX_ORDER) / 64] {
+        let mut bits = [0; (1 << MAX_ORDER) / 64];
+        self.with_buddy(|buddy| {
+            for n in 0..pages.min(1 << MAX_ORDER) {
+                bits[n as usize / 64] |= (buddy.pages().warm_in(page + n..page + n + 1) as u64) << (n % 64);
+            }
+        });
+        bits
+    }
+
+    /// The length of a run, which the caller holds.
+    pub(crate) fn run_length(&self, page: u32) -> u32 {
+        self.with_buddy(|buddy| buddy.run_length(page))
+    }
+
+    /// Gives a run back, of which the first `touched` pages have been written to.
+    pub(crate) fn free(&self, page: u32, pages: u32, touched: u32) {
+        self.with_buddy(|buddy| buddy.free(page..page + pages, touched));
+    }
+
+    /// Makes a run of one block longer or shorter where it lies; false if what lies behind it is in use.
+    pub(crate) fn resize(&self, page: u32, old: u32, new: u32, purpose: Purpose) -> bool {
+        self.with_buddy(|buddy| {
+            if new > old && buddy.extend(page..page + old, page + new).is_none() {
+                return false;
+            }
+            if new < old {
+                buddy.free(page + new..page + old, old - new);
+            }
+            buddy.pages().set_tag(page, purpose.tags().0);
+            buddy.set_run_length(page, new);
+            true
+        })
+    }
+}
+
+/// Bytes rounded up to whole pages, as a number of pages.
+#[inline]
+pub(crate) fn pages_for(bytes: usize) -> usize {
+    bytes.div_ceil(PAGE)
+}
