@@ -35,13 +35,7 @@ unsafe fn free_large(block: *mut u8, layout: Layout) {
 #[inline(always)]
 fn alloc_class(class: usize) -> *mut u8 {
     let block = percpu::pop(class);
-    if block & 1 == 0 {
-        // SAFETY: an even number is a block's address. (Saves the caller its test for null.)
-        unsafe { core::hint::assert_unchecked(block != 0) };
-        block as *mut u8
-    } else {
-        alloc_class_slow(class)
-    }
+    if block.is_null() { alloc_class_slow(class) } else { block }
 }
 
 // SAFETY: blocks are disjoint, as large and as aligned as asked, and stay the caller's until it frees them;
@@ -107,10 +101,10 @@ unsafe impl GlobalAlloc for PcpAlloc {
 fn alloc_zeroed_run(class: usize, size: usize) -> *mut u8 {
     heap::ensure_up();
     let block = percpu::pop(class);
-    if block & 1 == 0 {
+    if !block.is_null() {
         // SAFETY: the block is at least this large.
-        unsafe { (block as *mut u8).write_bytes(0, size) };
-        return block as *mut u8;
+        unsafe { block.write_bytes(0, size) };
+        return block;
     }
     large::alloc_zeroed_class(class)
 }

@@ -95,9 +95,9 @@ pub(crate) fn init() {
     MODE.store(mode as u8, Ordering::Relaxed);
 }
 
-/// Takes a block of `class` from this CPU's stack: an even number is its address, an odd one a miss.
+/// Takes a block of `class` from this CPU's stack; null is a miss.
 #[inline(always)]
-pub(crate) fn pop(class: usize) -> usize {
+pub(crate) fn pop(class: usize) -> *mut u8 {
     rseq::pop(class)
 }
 

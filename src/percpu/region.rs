@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A stack is an array of addresses that grows upwards. `top` points behind its last entry, `limit` is as
-//! far as `top` may go, and the word before the first entry is odd, which no block's address is: a pop that
-//! finds it knows that the stack is empty without looking at anything but the word it would have returned.
+//! far as `top` may go, and the word before the first entry is 0: a pop that finds it knows that the stack is
+//! empty without looking at anything but the word it would have returned.
 //!
 //! ```text
 //!              base        top         limit
@@ -26,9 +26,6 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use crate::lock::Lock;
 use crate::size_class::{CLASS, CLASSES};
 use crate::zone::META;
-
-/// What a pop finds in front of the first entry; odd, like every miss.
-const EMPTY: usize = 3;
 
 /// Where a stack stands.
 #[repr(C, align(16))]
@@ -132,7 +129,7 @@ impl Region {
             let sentinel = (address + LAYOUT.0[class] as usize) as *mut usize;
             // SAFETY: the layout keeps all arrays apart and inside the region's memory, which is ours.
             unsafe {
-                sentinel.write(sentinel as usize | EMPTY);
+                sentinel.write(0);
                 stack.base = sentinel.add(1);
             }
         }
@@ -160,7 +157,7 @@ impl Region {
         let sentinel = (self as *const Region as usize + LAYOUT.1[class] as usize) as *mut usize;
         // SAFETY: as in `new`; the caller holds the region's lock and the array is not in use yet.
         unsafe {
-            sentinel.write(sentinel as usize | EMPTY);
+            sentinel.write(0);
             sentinel.add(1)
         }
     }
@@ -176,7 +173,7 @@ impl Region {
         let top = header.top.load(Ordering::Relaxed);
         // SAFETY: `top` points behind an entry or behind the sentinel.
         let block = unsafe { *top.sub(1) };
-        if block & 1 == 0 {
+        if block != 0 {
             // SAFETY: an entry was found, so `top` stays in the array.
             header.top.store(unsafe { top.sub(1) }, Ordering::Relaxed);
         }
@@ -210,7 +207,7 @@ impl Region {
         while taken < out.len() {
             // SAFETY: the caller's obligation.
             let block = unsafe { self.pop(class) };
-            if block & 1 != 0 {
+            if block == 0 {
                 break;
             }
             out[taken] = block;
@@ -278,8 +275,7 @@ mod tests {
             let mut out = [0; 8];
             assert_eq!(region.pop_batch(5, &mut out), 3);
             assert_eq!(out[..3], [0x30, 0x20, 0x10]);
-            assert_eq!(region.pop(5) & 1, 1);
-            assert_eq!(region.pop(6) & 1, 1);
+            assert_eq!((region.pop(5), region.pop(6)), (0, 0));
         }
     }
 }

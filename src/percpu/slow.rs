@@ -24,9 +24,6 @@ use crate::zone::nodes;
 /// Bytes that the stacks of a CPU may hold together.
 const CPU_BUDGET: usize = 1 << 20;
 
-/// How often a section is tried that is aborted over and over (by a debugger that steps through it, say).
-const ATTEMPTS: usize = 8;
-
 /// Each CPU's region, once it has one.
 static REGIONS: [AtomicPtr<Region>; sys::MAX_CPUS] = [const { AtomicPtr::new(null_mut()) }; sys::MAX_CPUS];
 static CREATING: Lock<()> = Lock::new(());
@@ -68,7 +65,7 @@ impl Stacks {
 
     fn pop(&self, class: usize) -> usize {
         match self {
-            Stacks::Cpu(..) => rseq::pop(class),
+            Stacks::Cpu(..) => rseq::pop(class) as usize,
             // SAFETY: this thread's own region, marked busy.
             Stacks::Thread(region) => unsafe { region.pop(class) },
         }
@@ -157,12 +154,10 @@ fn alloc_one(node: usize, class: usize) -> usize {
 }
 
 fn refill(stacks: &Stacks, class: usize) -> usize {
-    for _ in 0..ATTEMPTS {
-        match stacks.pop(class) {
-            block if block & 1 == 0 => return block,
-            rseq::ABORTED => {}
-            _ => break,
-        }
+    // An abort is a miss: the stack may well have something. (Per-thread stacks have not been tried at all.)
+    let block = stacks.pop(class);
+    if block != 0 {
+        return block;
     }
     let region = stacks.region();
     let wanted = region.missed(class, Event::Empty, stacks).max(1);

@@ -20,13 +20,13 @@ pub(super) struct Stopped {
 // SAFETY: constants.
 unsafe impl Sync for Stopped {}
 
-/// Two odd words: a sentinel, and one below it for whoever prefetches.
-static NOTHING: [usize; 2] = [3, 3];
+/// A sentinel.
+static NOTHING: [usize; 1] = [0];
 
 pub(super) static STOPPED: Stopped = Stopped {
     headers: [const {
-        // SAFETY: one past the end of the array.
-        let end = unsafe { (&raw const NOTHING).cast::<usize>().add(2) };
+        // SAFETY: one past the end of the array, where a stack that holds nothing has its top.
+        let end = unsafe { (&raw const NOTHING).cast::<usize>().add(1) };
         StoppedHeader { top: end, limit: end }
     }; CLASSES],
 };

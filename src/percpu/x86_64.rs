@@ -109,9 +109,6 @@ fn stopped(class: usize) -> *const super::stopped::StoppedHeader {
     unsafe { STOPPED.headers.get_unchecked(class) }
 }
 
-/// What a section that was aborted returns: odd, like every miss, and no sentinel's value.
-pub(super) const ABORTED: usize = 1;
-
 /// Arms a section: finds the area, names the descriptor (label 3 of the cold part) and starts (label 4).
 macro_rules! enter {
     () => {
@@ -161,19 +158,21 @@ macro_rules! leave {
 
 const _: () = assert!(sys::RSEQ_SIGNATURE == 0x5305_3053);
 
-/// Takes the block on top of this CPU's stack; an odd number is a miss.
+/// Takes the block on top of this CPU's stack; 0 is a miss: the stack is empty, the CPU stopped or the section
+/// aborted.
 ///
 /// ```text
 /// block = head.top[-1]
-/// if block is odd: return it             // the sentinel: empty, or stopped
+/// if block is 0: return it               // the sentinel: empty, or stopped
 /// prefetch head.top[-2]
 /// head.top -= 1                          // commit
 /// ```
 #[inline(always)]
-pub(super) fn pop(class: usize) -> usize {
-    let block: usize;
+pub(super) fn pop(class: usize) -> *mut u8 {
+    // A pointer from the start, so that the compiler sees the caller's test for null to be the same as ours.
+    let block: *mut u8;
     // SAFETY: the section reads this CPU's header and the entry below its top, which exist for every CPU and
-    // for `STOPPED` (whose sentinel is odd, so that it is never written); it writes `rseq_cs` and the header.
+    // for `STOPPED` (whose sentinel is 0, so that it is never written); it writes `rseq_cs` and the header.
     // It completes on one CPU without another section of that CPU between, or has no effect.
     unsafe {
         asm!(
@@ -181,13 +180,13 @@ pub(super) fn pop(class: usize) -> usize {
             header!(),
             "mov {c}, qword ptr [{h}]
              mov {block}, qword ptr [{c} - 8]
-             test {block:l}, 1
-             jnz 5f
+             test {block}, {block}
+             jz 5f
              mov {t}, qword ptr [{c} - 16]
              prefetcht0 byte ptr [{t}]
              sub {c}, 8
              mov qword ptr [{h}], {c}",
-            leave!("mov {block:e}, 1
+            leave!("xor {block:e}, {block:e}
                     jmp 5b"),
             off = out(reg) _,
             table = in(reg) table(),
@@ -245,7 +244,7 @@ pub(super) unsafe fn push(class: usize, block: usize) -> bool {
 ///
 /// ```text
 /// top = head.top; n = 0
-/// while n < out.len() and top[-1] is even:
+/// while n < out.len() and top[-1] is not 0:
 ///     out[n++] = *--top
 /// if n > 0: head.top = top               // commit
 /// ```
@@ -264,8 +263,8 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
             "mov {c}, qword ptr [{h}]
              7:
              mov {t}, qword ptr [{c} - 8]
-             test {t:l}, 1
-             jnz 8f
+             test {t}, {t}
+             jz 8f
              mov qword ptr [{out} + 8*{n}], {t}
              sub {c}, 8
              inc {n}
