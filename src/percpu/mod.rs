@@ -74,9 +74,14 @@ fn node_of(cpu: usize) -> usize {
     NODE_OF.get(cpu).map_or(0, |node| node.load(Ordering::Relaxed) as usize)
 }
 
+/// The CPU this thread runs on.
+pub(crate) fn cpu_here() -> usize {
+    rseq::cpu().unwrap_or_else(sys::current_cpu)
+}
+
 /// The memory node this thread runs on.
 pub(crate) fn node_here() -> usize {
-    node_of(rseq::cpu().unwrap_or_else(sys::current_cpu))
+    node_of(cpu_here())
 }
 
 /// Chooses the mode and learns the machine. Called once, before anything else here but [`pop`] and [`push`].

@@ -4,7 +4,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Slab;
-use super::slab::Misuse;
+use super::bitmap::Misuse;
 use crate::lock::{Guard, Lock};
 use crate::size_class::{CLASS, CLASSES, Class};
 use crate::sys;

@@ -5,9 +5,9 @@
 //! of one class on one node, and moves blocks in bulk with one hold of its lock. [`transfer`] passes whole
 //! batches from CPU to CPU without touching a slab or a lock.
 
+mod bitmap;
 mod central;
-mod slab;
 pub(crate) mod transfer;
 
+use bitmap::Slab;
 pub(crate) use central::{account_run, alloc_bulk, central, class_of_tag, free_bulk, tag_at, tag_of};
-use slab::Slab;

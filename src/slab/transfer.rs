@@ -143,7 +143,7 @@ pub(crate) fn bytes() -> usize {
 }
 
 /// Passes a batch on; gives it back if enough are on their way.
-pub(crate) fn push(node: usize, class: usize, mut batch: BatchBox) -> Result<(), BatchBox> {
+pub(crate) fn push(node: usize, class: usize, batch: BatchBox) -> Result<(), BatchBox> {
     let bytes = batch.len() * block_size(class);
     let lane = &LANES[node][class].0;
     // A class may fill an eighth of the bound, but at least two batches.
@@ -164,7 +164,7 @@ pub(crate) fn pop(node: usize, class: usize) -> Option<BatchBox> {
     if lane.len() == 0 {
         return None;
     }
-    let mut batch = BatchBox { number: lane.pop(&POOL)? };
+    let batch = BatchBox { number: lane.pop(&POOL)? };
     BYTES.fetch_sub(batch.len() * block_size(class), Ordering::Relaxed);
     Some(batch)
 }

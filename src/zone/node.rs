@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use super::pages::{TAG_INTERIOR, TAG_RUN};
 use super::{MAX_ORDER, Zone};
 use crate::lock::Lock;
-use crate::size_class::PAGE;
+use crate::size_class::{PAGE, PAGE_SHIFT};
 use crate::sys;
 
 /// Room for all nodes; those that the machine does not have stay empty.
@@ -148,6 +148,32 @@ impl Zone {
             }
         });
         bits
+    }
+
+    /// Free bytes that have memory behind them.
+    pub(crate) fn free_warm_bytes(&self) -> usize {
+        (self.with_buddy(|buddy| buddy.free_warm_pages()) as usize) << PAGE_SHIFT
+    }
+
+    /// Gives the memory of free blocks of at least `1 << least` pages back to the system; returns the bytes.
+    ///
+    /// Each block is taken out of the buddy meanwhile, so that its lock is not held across the call.
+    pub(crate) fn release_free(&self, least: u32) -> usize {
+        let mut released = 0;
+        // Those that the system would not take stay warm; going on for as long as anything is warm would
+        // not end.
+        while let Some(block) = self.with_buddy(|buddy| buddy.take_warm(least)) {
+            let warm = self.with_buddy(|buddy| buddy.pages().warm_in(block.clone())) as usize;
+            let len = ((block.end - block.start) as usize) << PAGE_SHIFT;
+            // SAFETY: the block is committed, free, and out of the buddy, so nobody has a use for it.
+            let cold = unsafe { sys::release(self.address_of(block.start), len) };
+            self.with_buddy(|buddy| buddy.return_cold(block, cold));
+            if !cold {
+                break;
+            }
+            released += warm << PAGE_SHIFT;
+        }
+        released
     }
 
     /// The length of a run, which the caller holds.

@@ -1,0 +1,86 @@
+//! Drains and trims.
+
+use crate::percpu::{self, CpuDrain};
+use crate::slab::transfer;
+use crate::zone::nodes;
+use crate::{heap, sys};
+
+/// Whose cached blocks to give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Drain {
+    /// Those of the CPU the caller runs on (of the calling thread where stacks are per thread).
+    Local,
+    /// Those of this CPU, from whatever CPU the caller runs on.
+    Cpu(usize),
+    /// Those of every CPU, and the batches on their way between CPUs.
+    All,
+}
+
+/// What a drain did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// Bytes of blocks that went back to their slabs.
+    pub drained: usize,
+    /// CPUs whose stacks could not be reached: the kernel or the sandbox has no
+    /// `membarrier(PRIVATE_EXPEDITED_RSEQ)` (Linux 5.10), so only a CPU's own threads can empty them.
+    pub unreachable_cpus: usize,
+}
+
+/// What a trim did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrimReport {
+    /// Bytes given back to the system.
+    pub released: usize,
+    /// Bytes of blocks that went back to their slabs first.
+    pub drained: usize,
+    /// As in [`DrainReport::unreachable_cpus`].
+    pub unreachable_cpus: usize,
+    /// Bytes that are free and resident all the same: in slabs that are partly in use, or freed meanwhile.
+    pub retained: usize,
+}
+
+impl DrainReport {
+    fn add(&mut self, outcome: CpuDrain) {
+        match outcome {
+            CpuDrain::Drained(bytes) => self.drained += bytes,
+            CpuDrain::Unreachable => self.unreachable_cpus += 1,
+        }
+    }
+}
+
+pub(crate) fn drain(scope: Drain) -> DrainReport {
+    let mut report = DrainReport::default();
+    if !heap::is_up() {
+        return report;
+    }
+    match scope {
+        Drain::Local => {
+            report.add(percpu::drain_cpu(percpu::cpu_here()));
+            report.drained += percpu::drain_thread();
+        }
+        Drain::Cpu(cpu) => report.add(percpu::drain_cpu(cpu)),
+        Drain::All => {
+            (0..percpu::cpus()).for_each(|cpu| report.add(percpu::drain_cpu(cpu)));
+            report.drained += percpu::drain_thread() + transfer::drain();
+        }
+    }
+    report
+}
+
+pub(crate) fn trim() -> TrimReport {
+    if !heap::is_up() {
+        return TrimReport::default();
+    }
+    let drained = drain(Drain::All);
+    // A run smaller than a page of the system has nothing to give.
+    let least = (sys::page_size() / crate::size_class::PAGE).trailing_zeros();
+    let released = nodes().iter().flat_map(|node| node.zones()).map(|zone| zone.release_free(least)).sum();
+    TrimReport {
+        released,
+        drained: drained.drained,
+        unreachable_cpus: drained.unreachable_cpus,
+        retained: super::stats().free_resident,
+    }
+}

@@ -1,0 +1,127 @@
+//! One snapshot of where the memory is, derived from what the layers know; nothing is counted on fast paths.
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use crate::percpu::{self, Mode};
+use crate::size_class::{CLASSES, block_size};
+use crate::slab::{central, transfer};
+use crate::zone::{META, mapping, nodes};
+use crate::{heap, sys};
+
+/// Where the heap's memory is, at one moment; all sizes in bytes.
+///
+/// The parts are read one after the other while the program runs on, so they agree to within what was
+/// allocated and freed meanwhile. `resident` is the sum of the four before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Blocks the program holds, rounded up to their size class or to pages.
+    pub in_use: usize,
+    /// Free blocks in per-CPU (or per-thread) stacks and in batches on their way between CPUs.
+    pub percpu_cached: usize,
+    /// Free memory behind that: pages of zones and blocks of slabs which have been used and not given back
+    /// to the system.
+    pub free_resident: usize,
+    /// The allocator's own tables that have memory behind them.
+    pub metadata: usize,
+    /// All of the above.
+    pub resident: usize,
+    /// Address space made readable and writable, resident or not.
+    pub committed: usize,
+    /// Blocks that are mappings of their own, included in `in_use`.
+    pub mappings: usize,
+    /// Number of zones.
+    pub zones: usize,
+    /// Times a stack was empty and was filled from behind.
+    pub refills: usize,
+    /// Times a stack was full and half of it was moved behind.
+    pub flushes: usize,
+    /// Times a CPU's stacks were emptied by a drain.
+    pub drains: usize,
+    /// How threads find their stacks.
+    pub mode: Mode,
+}
+
+pub(crate) fn stats() -> Stats {
+    let mut stats = Stats {
+        in_use: 0,
+        percpu_cached: 0,
+        free_resident: 0,
+        metadata: 0,
+        resident: 0,
+        committed: 0,
+        mappings: mapping::MAPPINGS.load(Ordering::Relaxed),
+        zones: 0,
+        refills: 0,
+        flushes: 0,
+        drains: 0,
+        mode: percpu::mode(),
+    };
+    if !heap::is_up() {
+        return stats;
+    }
+    let mapped = mapping::MAPPED.load(Ordering::Relaxed);
+    let mut out = mapped;
+    stats.committed = mapped;
+    for (number, node) in nodes().iter().enumerate() {
+        out += node.run_bytes.load(Ordering::Relaxed);
+        for zone in node.zones() {
+            stats.zones += 1;
+            stats.committed += zone.committed_bytes();
+            stats.free_resident += zone.free_warm_bytes();
+            let (start, len) = zone.metadata();
+            stats.metadata += sys::resident_bytes(start, len);
+        }
+        for class in 0..CLASSES {
+            let counts = central(number, class).counts();
+            out += counts.out * block_size(class);
+            stats.free_resident += (counts.free - counts.untouched) * block_size(class);
+        }
+    }
+    stats.percpu_cached = percpu::cached_bytes() + transfer::bytes();
+    stats.in_use = out.saturating_sub(stats.percpu_cached);
+    stats.metadata += META.bytes();
+    for region in percpu::regions() {
+        let (start, len) = region.memory();
+        // Counted as handed out by META, though most of a region is never touched.
+        stats.metadata = stats.metadata - len + sys::resident_bytes(start, len);
+        let counters = region.counters();
+        stats.refills += counters.refills.load(Ordering::Relaxed);
+        stats.flushes += counters.flushes.load(Ordering::Relaxed);
+        stats.drains += counters.drains.load(Ordering::Relaxed);
+    }
+    stats.resident = stats.in_use + stats.percpu_cached + stats.free_resident + stats.metadata;
+    stats
+}
+
+/// Bytes for people.
+struct Size(usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n < 10 << 10 => write!(f, "{n} B"),
+            n if n < 10 << 20 => write!(f, "{} KiB", n >> 10),
+            n => write!(f, "{} MiB", n >> 20),
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stats { in_use, percpu_cached, free_resident, metadata, resident, .. } = *self;
+        writeln!(
+            f,
+            "resident       {:>10}  of {} committed in {} zones",
+            Size(resident),
+            Size(self.committed),
+            self.zones
+        )?;
+        writeln!(f, "  in use       {:>10}  {} blocks are mappings of their own", Size(in_use), self.mappings)?;
+        writeln!(f, "  cached       {:>10}  {:?}", Size(percpu_cached), self.mode)?;
+        writeln!(f, "  free         {:>10}", Size(free_resident))?;
+        writeln!(f, "  metadata     {:>10}", Size(metadata))?;
+        write!(f, "slow paths     {} refills, {} flushes, {} drains", self.refills, self.flushes, self.drains)
+    }
+}
