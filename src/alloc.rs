@@ -3,7 +3,7 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
-use crate::size_class::{block_size, class_of, is_run_class};
+use crate::size_class::{SLAB_MAX, block_size, class_of, is_run_class};
 use crate::{PcpAlloc, heap, large, percpu};
 
 #[cold]
@@ -119,12 +119,10 @@ unsafe fn realloc_slow(heap: &PcpAlloc, block: *mut u8, layout: Layout, new_size
     // SAFETY: the caller's obligation: a block of this layout, not null, and a new size that with this
     // alignment makes a layout.
     unsafe {
-        if old_size > crate::size_class::SLAB_MAX && new_size > crate::size_class::SLAB_MAX
-            || old_size > crate::size_class::CLASS_MAX
+        if old_size.min(new_size) > SLAB_MAX
+            && let Some(block) = large::resize(NonNull::new_unchecked(block), align, old_size, new_size)
         {
-            if let Some(block) = large::resize(NonNull::new_unchecked(block), align, old_size, new_size) {
-                return block.as_ptr();
-            }
+            return block.as_ptr();
         }
         let new = heap.alloc(Layout::from_size_align_unchecked(new_size, align));
         if !new.is_null() {

@@ -51,7 +51,7 @@ impl Region {
         }
         book.stacks[class].last = event;
         let events = self.counters.refills.load(Ordering::Relaxed) + self.counters.flushes.load(Ordering::Relaxed);
-        if events % TICK == 0 {
+        if events.is_multiple_of(TICK) {
             self.reclaim_idle(&mut book, class, 1, 0, exclusive);
         }
         let capacity = book.stacks[class].capacity as usize;

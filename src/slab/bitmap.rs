@@ -19,10 +19,9 @@ pub(crate) struct Slab {
     carved: u16,
     /// No word of the bitmap before this one has a bit set.
     hint: u16,
-    /// Tag of the class, to tell a slab from something else.
-    tag: u8,
     /// Whether the run had no memory behind it when it became a slab.
     cold: bool,
+    _padding: u8,
 }
 
 const _: () = assert!(size_of::<Slab>() == SLAB_HEADER);
@@ -42,12 +41,20 @@ impl Slab {
     /// # Safety
     /// `at` is aligned to 8 and valid for writes of the header and of one bit per block, for as long as
     /// the slab is used.
-    pub(crate) unsafe fn init(at: *mut Slab, class: &Class, tag: u8, cold: bool) {
+    pub(crate) unsafe fn init(at: *mut Slab, class: &Class, cold: bool) {
         // SAFETY: the caller's obligation; the bitmap follows the header.
         unsafe {
             let words = (class.blocks as usize).div_ceil(64);
             at.cast::<u8>().add(SLAB_HEADER).cast::<u64>().write_bytes(0, words);
-            at.write(Slab { next: null_mut(), prev: null_mut(), free: class.blocks, carved: 0, hint: 0, tag, cold });
+            at.write(Slab {
+                next: null_mut(),
+                prev: null_mut(),
+                free: class.blocks,
+                carved: 0,
+                hint: 0,
+                cold,
+                _padding: 0,
+            });
         }
     }
 
@@ -60,10 +67,6 @@ impl Slab {
 
     pub(crate) fn free_blocks(&self) -> usize {
         self.free as usize
-    }
-
-    pub(crate) fn tag(&self) -> u8 {
-        self.tag
     }
 
     /// Blocks that have no memory behind them yet.
@@ -149,7 +152,7 @@ mod tests {
             let slab = memory.as_mut_ptr().cast::<Slab>();
             // SAFETY: 64 bytes for every page hold the header and the bitmap, as the class tests show.
             let slab = unsafe {
-                Slab::init(slab, class, 1, true);
+                Slab::init(slab, class, true);
                 &mut *slab
             };
             let mut free: BTreeSet<usize> = (0..class.blocks as usize).collect();

@@ -127,7 +127,7 @@ pub(crate) fn alloc_bulk(node: usize, class: usize, out: &mut [usize]) -> usize 
     let slab = run.zone.descriptors(run.page).cast::<Slab>();
     let (taken, left, untouched) = unsafe {
         // SAFETY: the run was just taken, so its descriptors belong to us, and they hold the bitmap.
-        Slab::init(slab, fixed, tag_of(class), run.warm == 0);
+        Slab::init(slab, fixed, run.warm == 0);
         let slab = &mut *slab;
         let taken = slab.take(fixed, sys::addr(run.address()), out);
         (taken, slab.free_blocks(), slab.untouched(fixed))
@@ -276,7 +276,7 @@ fn free_runs(class: usize, blocks: &[usize]) {
     let pages = CLASS[class].pages as u32;
     for &address in blocks {
         let (zone, page) = zone_of(address, class);
-        if address % crate::size_class::PAGE != 0 {
+        if !address.is_multiple_of(crate::size_class::PAGE) {
             sys::die("a pointer into the middle of a block was freed", address);
         }
         central(zone.node(), class).runs.fetch_sub(1, Ordering::Relaxed);

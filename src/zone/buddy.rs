@@ -61,6 +61,7 @@ impl Buddy {
     }
 
     /// Free pages.
+    #[cfg(test)]
     pub(crate) fn free_pages(&self) -> u32 {
         self.free
     }

@@ -43,7 +43,7 @@ unsafe fn header<'a>(block: NonNull<u8>) -> &'a mut Header {
         sys::die("a block was freed or resized with a size that cannot be its own", address);
     }
     let at = address.wrapping_sub(sys::page_size());
-    if address % sys::page_size() != 0 || address < sys::page_size() || !sys::is_mapped(at) {
+    if !address.is_multiple_of(sys::page_size()) || address < sys::page_size() || !sys::is_mapped(at) {
         sys::die("a pointer that is not from this allocator was freed or resized", address);
     }
     // SAFETY: the page in front of the block is mapped; for a block of ours it holds the header, which

@@ -67,7 +67,7 @@ impl Pages {
 
     #[inline]
     pub(crate) fn set_tag(&mut self, page: u32, tag: u8) {
-        // SAFETY and ordering: as in `tag`.
+        // SAFETY: as in `tag`; so is the ordering.
         unsafe { (*self.tags.add(page as usize)).store(tag, Ordering::Relaxed) }
     }
 
