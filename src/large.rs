@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use crate::percpu;
 use crate::size_class::{CLASS, PAGE, PAGE_SHIFT, class_of};
-use crate::slab::{account_run, class_of_tag, tag_at, tag_of, transfer};
+use crate::slab::{NOT_IN_USE, account_run, class_of_tag, tag_at, tag_of, transfer};
 use crate::sys;
 use crate::zone::{Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, pages_for};
 
@@ -126,7 +126,7 @@ fn run_at(block: NonNull<u8>, tag: u8, pages: u32) -> (&'static Zone, u32) {
             (zone, page)
         }
         Some((_, _, found)) if found == TAG_RUN || class_of_tag(found).is_some() => sys::die(wrong_size, address),
-        Some(_) => sys::die("a pointer to memory that is not in use was freed (a double free, most likely)", address),
+        Some(_) => sys::die(NOT_IN_USE, address),
     }
 }
 

@@ -8,7 +8,7 @@ use super::bitmap::Misuse;
 use crate::lock::{Guard, Lock};
 use crate::size_class::{CLASS, CLASSES, Class};
 use crate::sys;
-use crate::zone::{Purpose, TAG_INTERIOR, TAG_RUN, Zone, nodes};
+use crate::zone::{Purpose, TAG_RUN, Zone, nodes};
 
 /// All slabs, by node and class.
 static CENTRALS: [[Central; CLASSES]; sys::MAX_NODES] = [const { [const { Central::new() }; CLASSES] }; sys::MAX_NODES];
@@ -181,14 +181,16 @@ pub(crate) fn class_of_tag(tag: u8) -> Option<usize> {
     (1..=CLASSES as u8).contains(&tag).then(|| tag as usize - 1)
 }
 
+/// A block that was given back with its whole run looks like this, and so does the middle of a large block.
+pub(crate) const NOT_IN_USE: &str = "a pointer that is not a block in use was freed (a double free, most likely)";
+
 /// Ends the process over a block that is not what its caller says.
 #[cold]
 fn misuse(address: usize, tag: u8) -> ! {
     let what = match tag {
-        TAG_INTERIOR => "a pointer into the middle of a block was freed",
         TAG_RUN => "a block was freed or resized with a size that cannot be its own",
         _ if class_of_tag(tag).is_some() => "a block was freed or resized with a size that cannot be its own",
-        _ => "a pointer to memory that is not in use was freed (a double free, most likely)",
+        _ => NOT_IN_USE,
     };
     sys::die(what, address)
 }

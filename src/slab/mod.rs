@@ -10,4 +10,4 @@ mod central;
 pub(crate) mod transfer;
 
 use bitmap::Slab;
-pub(crate) use central::{account_run, alloc_bulk, central, class_of_tag, free_bulk, tag_at, tag_of};
+pub(crate) use central::{NOT_IN_USE, account_run, alloc_bulk, central, class_of_tag, free_bulk, tag_at, tag_of};

@@ -19,7 +19,7 @@
 
 use core::ops::Range;
 
-use super::pages::{Pages, TAG_FREE, TAG_INTERIOR, TAG_NONE, TAG_WARM};
+use super::pages::{Pages, TAG_FREE, TAG_NONE, TAG_RUN, TAG_WARM};
 
 /// log2 of the pages in the largest block: 4 MiB.
 pub(crate) const MAX_ORDER: u32 = 10;
@@ -43,6 +43,17 @@ pub(crate) struct Buddy {
     end: u32,
     free: u32,
     free_warm: u32,
+}
+
+/// What pages are taken for, which decides how they are tagged.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    /// Blocks of a class side by side: every page carries the class's tag.
+    Slab(u8),
+    /// One block of a class: its first page carries the tag, and its descriptor the length.
+    Block(u8),
+    /// One block larger than any class, tagged like the last.
+    Large,
 }
 
 /// Pages taken from a [`Buddy`].
@@ -89,15 +100,16 @@ impl Buddy {
         self.give_range(pages);
     }
 
-    /// Takes `count` pages that start at a multiple of `1 << align` and tags them: the first with `first`,
-    /// the others with `rest`.
-    pub(crate) fn alloc(&mut self, count: u32, align: u32, first: u8, rest: u8) -> Option<Taken> {
+    /// Takes `count` pages that start at a multiple of `1 << align`.
+    pub(crate) fn alloc(&mut self, count: u32, align: u32, purpose: Purpose) -> Option<Taken> {
         let order = align.max(count.next_power_of_two().trailing_zeros());
         let page = self.take(order)?;
         let end = page + count;
         self.give_range(end..page + (1 << order));
-        self.pages.set_tag(page, first);
-        self.pages.set_tags(page + 1..end, rest);
+        match purpose {
+            Purpose::Slab(tag) => self.pages.set_tags(page..end, tag),
+            _ => self.tag_run(page, count, purpose),
+        }
         let warm = self.pages.warm_in(page..end);
         self.free -= count;
         self.free_warm -= warm;
@@ -107,14 +119,18 @@ impl Buddy {
     /// Gives pages back, of which the first `touched` have been written to since they were taken.
     pub(crate) fn free(&mut self, pages: Range<u32>, touched: u32) {
         self.pages.set_warm(pages.start..pages.start + touched);
-        self.pages.set_tags(pages.clone(), TAG_NONE);
+        // The pages of a slab have tags; inside a run of one block there are none.
+        if self.pages.tag(pages.end - 1) != TAG_NONE {
+            self.pages.set_tags(pages.clone(), TAG_NONE);
+        } else {
+            self.pages.set_tag(pages.start, TAG_NONE);
+        }
         self.free += pages.end - pages.start;
         self.free_warm += self.pages.warm_in(pages.clone());
         self.give_range(pages);
     }
 
-    /// Makes a run of one block longer where it lies, if the pages behind it are free; they are tagged as
-    /// its interior. Says how many of the new pages have memory behind them.
+    /// Makes a run of one block longer where it lies, if the pages behind it are free. Says how many of the new pages have memory behind them.
     pub(crate) fn extend(&mut self, run: Range<u32>, new_end: u32) -> Option<u32> {
         // The page behind a run that is not ours starts whatever follows, so free space there is a chain
         // of whole blocks.
@@ -132,7 +148,6 @@ impl Buddy {
             page += 1 << order;
         }
         self.give_range(new_end..end);
-        self.pages.set_tags(run.end..new_end, TAG_INTERIOR);
         let warm = self.pages.warm_in(run.end..new_end);
         self.free -= new_end - run.end;
         self.free_warm -= warm;
@@ -144,8 +159,13 @@ impl Buddy {
         self.pages.descriptor(page).pages
     }
 
-    /// Notes the length of a run in its descriptor.
-    pub(crate) fn set_run_length(&mut self, page: u32, pages: u32) {
+    /// Tags a run of one block and notes its length.
+    pub(crate) fn tag_run(&mut self, page: u32, pages: u32, purpose: Purpose) {
+        let tag = match purpose {
+            Purpose::Slab(tag) | Purpose::Block(tag) => tag,
+            Purpose::Large => TAG_RUN,
+        };
+        self.pages.set_tag(page, tag);
         self.pages.descriptor(page).pages = pages;
     }
 
@@ -153,14 +173,13 @@ impl Buddy {
         &mut self.pages
     }
 
-    /// Takes the largest warm free block out for its memory to be given back, tagged as held; the caller
+    /// Takes the largest warm free block out for its memory to be given back; the caller
     /// returns it with [`Buddy::return_cold`]. None is smaller than `1 << least` pages.
     pub(crate) fn take_warm(&mut self, least: u32) -> Option<Range<u32>> {
         let order = (least as usize..ORDERS).rev().find(|&o| self.warm[o].head != NONE)?;
         let page = self.warm[order].head;
         self.unlink(page, order as u32);
         let block = page..page + (1 << order);
-        self.pages.set_tag(page, TAG_INTERIOR);
         self.free -= 1 << order;
         self.free_warm -= self.pages.warm_in(block.clone());
         Some(block)

@@ -14,12 +14,12 @@ mod reservation;
 
 pub(crate) mod mapping;
 
-pub(crate) use buddy::MAX_ORDER;
+pub(crate) use buddy::{MAX_ORDER, Purpose};
 pub(crate) use meta::META;
-pub(crate) use node::{Purpose, Run, nodes, note_node, pages_for};
+pub(crate) use node::{Run, nodes, note_node, pages_for};
 #[cfg(test)]
 pub(crate) use pages::Descriptor;
-pub(crate) use pages::{TAG_INTERIOR, TAG_RUN};
+pub(crate) use pages::TAG_RUN;
 pub(crate) use reservation::Zone;
 
 use crate::size_class::PAGE;

@@ -3,8 +3,8 @@
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use super::pages::{TAG_INTERIOR, TAG_RUN};
-use super::{MAX_ORDER, Zone};
+use super::buddy::{MAX_ORDER, Purpose};
+use super::reservation::Zone;
 use crate::lock::Lock;
 use crate::size_class::{PAGE, PAGE_SHIFT};
 use crate::sys;
@@ -46,27 +46,6 @@ impl Run {
     #[inline]
     pub(crate) fn address(&self) -> NonNull<u8> {
         self.zone.address_of(self.page)
-    }
-}
-
-/// What pages are taken for, which decides how they are tagged.
-#[derive(Clone, Copy)]
-pub(crate) enum Purpose {
-    /// Blocks of a class side by side: every page carries the class's tag.
-    Slab(u8),
-    /// One block of a class.
-    Block(u8),
-    /// One block larger than any class.
-    Large,
-}
-
-impl Purpose {
-    fn tags(self) -> (u8, u8) {
-        match self {
-            Purpose::Slab(tag) => (tag, tag),
-            Purpose::Block(tag) => (tag, TAG_INTERIOR),
-            Purpose::Large => (TAG_RUN, TAG_INTERIOR),
-        }
     }
 }
 
@@ -113,9 +92,8 @@ impl Node {
     }
 
     fn alloc_free(&self, pages: u32, align: u32, order: u32, purpose: Purpose) -> Option<Run> {
-        let (first, rest) = purpose.tags();
         self.zones().filter(|zone| zone.may_have(order)).find_map(|zone| {
-            let taken = zone.alloc(pages, align, first, rest)?;
+            let taken = zone.alloc(pages, align, purpose)?;
             Some(Run { zone, page: taken.page, warm: taken.warm })
         })
     }
@@ -195,8 +173,7 @@ impl Zone {
             if new < old {
                 buddy.free(page + new..page + old, old - new);
             }
-            buddy.pages().set_tag(page, purpose.tags().0);
-            buddy.set_run_length(page, new);
+            buddy.tag_run(page, new, purpose);
             true
         })
     }

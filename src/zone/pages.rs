@@ -20,12 +20,10 @@ pub(crate) struct Descriptor {
 
 const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR);
 
-/// Tag of a page that nobody holds, but for the first of a free block.
+/// Tag of a page that starts nothing: inside a run that is one block, inside a free block, or not ours.
 pub(crate) const TAG_NONE: u8 = 0;
 /// Tag of the first page of a run larger than any class.
 pub(crate) const TAG_RUN: u8 = 0x7f;
-/// Tag of every other page of a run that is one block.
-pub(crate) const TAG_INTERIOR: u8 = 0x7e;
 /// Tag of the first page of a free block, with its order and [`TAG_WARM`].
 pub(crate) const TAG_FREE: u8 = 0x80;
 /// In a free block's tag: some page of it has memory behind it.

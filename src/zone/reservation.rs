@@ -13,8 +13,8 @@ use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use super::buddy::{Buddy, MAX_ORDER, Taken};
-use super::pages::{Descriptor, Pages, TAG_INTERIOR};
+use super::buddy::{Buddy, MAX_ORDER, Purpose, Taken};
+use super::pages::{Descriptor, Pages};
 use crate::lock::Lock;
 use crate::size_class::{DESCRIPTOR, PAGE, PAGE_SHIFT};
 use crate::sys;
@@ -230,15 +230,9 @@ impl Zone {
         result
     }
 
-    /// Takes pages: see [`Buddy::alloc`]. A run of one block (`rest` is [`TAG_INTERIOR`]) has its length noted.
-    pub(super) fn alloc(&self, count: u32, align: u32, first: u8, rest: u8) -> Option<Taken> {
-        self.with_buddy(|buddy| {
-            let taken = buddy.alloc(count, align, first, rest)?;
-            if rest == TAG_INTERIOR {
-                buddy.set_run_length(taken.page, count);
-            }
-            Some(taken)
-        })
+    /// Takes pages: see [`Buddy::alloc`].
+    pub(super) fn alloc(&self, count: u32, align: u32, purpose: Purpose) -> Option<Taken> {
+        self.with_buddy(|buddy| buddy.alloc(count, align, purpose))
     }
 
     /// Commits more of the reservation, unless somebody just did; whether a block of `order` may be free now.

@@ -45,7 +45,7 @@ impl World {
 
     fn alloc(&mut self, count: u32, align: u32) {
         let order = align.max(count.next_power_of_two().trailing_zeros());
-        match self.buddy.alloc(count, align, 1, 2) {
+        match self.buddy.alloc(count, align, if count.is_multiple_of(2) { Purpose::Slab(1) } else { Purpose::Large }) {
             Some(taken) => {
                 assert_eq!(taken.page % (1 << align), 0);
                 self.hold(taken.page..taken.page + count, taken.warm, 1);
