@@ -139,7 +139,7 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: u
     let (from, to) = (kind(old, align), kind(new, align));
     match (from, to) {
         // SAFETY: the caller's obligation.
-        (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, old, new) },
+        (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, align, old, new) },
         (Kind::Class(_, had) | Kind::Run(had), Kind::Class(_, wants) | Kind::Run(wants)) => {
             let (old_class, tag) = match from {
                 Kind::Class(class, _) => (Some(class), tag_of(class)),
