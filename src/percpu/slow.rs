@@ -225,6 +225,10 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         batch.room()[len] = block;
         len += 1;
     }
+    // On another CPU by now, perhaps, whose stack had nothing to take and room for the block.
+    if len == 0 {
+        return;
+    }
     batch.set_len(len);
     // A run of its own goes home at once: its zone merges it, and batches save it nothing.
     if CLASS[class].is_run() {
