@@ -7,7 +7,7 @@ mod common;
 use std::sync::mpsc;
 
 use common::child::{self, Child};
-use common::{Block, HEAP, KIB, MIB, Random, cpus, on_cpu, scaled};
+use common::{Block, HEAP, KIB, MIB, Random, cpus, move_thread, on_cpu, scaled, thread_number};
 use pcpalloc::{Drain, PcpAlloc};
 
 #[global_allocator]
@@ -31,7 +31,7 @@ fn pass_around(run: impl Fn(usize, &(dyn Fn() + Sync)) + Sync) {
                 run(number, &|| {
                     let (senders, receiver) = state.lock().unwrap().take().expect("runs once");
                     let mut random = Random::new(number as u64);
-                    for _ in 0..scaled(600) {
+                    for _ in 0..scaled(1000) {
                         let size = if random.below(20) == 0 { 100 * KIB } else { 2 * KIB };
                         let block = block(&mut random, size);
                         senders[random.below(THREADS)].send(block).expect("receivers outlive senders");
@@ -60,6 +60,43 @@ fn sixty_four_threads_pass_blocks_around() {
 fn sixty_four_threads_on_fixed_cpus_pass_blocks_around() {
     let cpus = cpus();
     pass_around(|number, body| on_cpu(cpus[number % cpus.len()], body));
+}
+
+/// Threads that are moved to another CPU at any moment, between the steps of one operation as well: some that only
+/// take blocks, so that stacks run empty, and some that only free them, so that stacks run full.
+///
+/// Red if an operation takes it that it ends on the CPU where it began: in `flush` (`src/percpu/slow.rs`), pass on a
+/// batch that has no blocks; in `stop_here` (`src/percpu/x86_64.rs`), do not compare the CPU.
+#[test]
+fn threads_moved_at_any_moment() {
+    let cpus = cpus();
+    std::thread::scope(|scope| {
+        let (hello, numbers) = mpsc::channel();
+        let mut workers = Vec::new();
+        for pair in 0..2 {
+            let (sender, receiver) = mpsc::sync_channel::<Vec<Block>>(4);
+            let greet = hello.clone();
+            workers.push(scope.spawn(move || {
+                greet.send(thread_number()).unwrap();
+                let mut random = Random::new(pair);
+                for round in 0..scaled(20_000) {
+                    let size = [16, 200, 1500][round % 3];
+                    let blocks = (0..150).map(|_| Block::new(size, 8, random.word()).expect("there is memory"));
+                    sender.send(blocks.collect()).unwrap();
+                }
+            }));
+            let greet = hello.clone();
+            workers.push(scope.spawn(move || {
+                greet.send(thread_number()).unwrap();
+                receiver.iter().for_each(drop);
+            }));
+        }
+        let numbers: Vec<_> = numbers.iter().take(workers.len()).collect();
+        let mut random = Random::new(1);
+        while !workers.iter().all(|worker| worker.is_finished()) {
+            move_thread(numbers[random.below(numbers.len())], cpus[random.below(cpus.len())]);
+        }
+    });
 }
 
 /// What the heap holds on behalf of the program grows with live blocks, not with threads that have been.

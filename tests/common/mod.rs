@@ -93,3 +93,20 @@ pub fn cpus() -> Vec<usize> {
     assert!(!cpus.is_empty(), "the system says which CPUs there are");
     cpus
 }
+
+/// Has the kernel move a thread of this process, given by its number, to `cpu`; at once, if it is running elsewhere.
+pub fn move_thread(thread: libc::pid_t, cpu: usize) {
+    // SAFETY: a set of CPUs is an array of words, valid when zero; `cpu`, a number the system gave, lies in it. The
+    // call reads the set. It fails for a thread that has ended, which is then where it should be.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), &set);
+    }
+}
+
+/// The kernel's number of the calling thread.
+pub fn thread_number() -> libc::pid_t {
+    // SAFETY: gettid has no preconditions.
+    unsafe { libc::gettid() }
+}
