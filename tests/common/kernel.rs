@@ -133,3 +133,20 @@ pub fn libc_has_registered() -> bool {
         !size.is_null() && *size != 0
     }
 }
+
+/// Takes the C library's rseq area of this thread away, for good: the kernel then says in it that there is no CPU.
+#[cfg(target_arch = "x86_64")]
+pub fn unregister_libc_rseq() {
+    const UNREGISTER: libc::c_int = 1;
+    const SIGNATURE: u32 = 0x5305_3053;
+    assert!(libc_has_registered());
+    // SAFETY: glibc defines the symbol as a ptrdiff_t; the first word of the thread control block is its own address;
+    // glibc registers 32 bytes with this signature. The C library copes with an area that says that there is no CPU.
+    let result = unsafe {
+        let offset = *libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
+        let thread: usize;
+        std::arch::asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, preserves_flags, readonly, pure));
+        libc::syscall(libc::SYS_rseq, thread.wrapping_add_signed(offset), 32u32, UNREGISTER, SIGNATURE)
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
