@@ -12,7 +12,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::region::{Book, Event, Region};
+use super::region::{Book, Event, FLOOR, Region, Stack};
 use crate::size_class::{BATCH_MAX, CLASS, CLASSES, block_size};
 use crate::slab;
 
@@ -88,6 +88,15 @@ impl Region {
         let limit = unsafe { stack.base.add(capacity) };
         // Relaxed: a sequence needs nothing but the value.
         self.headers[class].limit.store(limit, Ordering::Relaxed);
+        self.set_floor(stack, class);
+    }
+
+    /// A quarter of what a stack may hold is not for nolock allocation to take, so that one user of it does
+    /// not leave the others with an empty cache.
+    fn set_floor(&self, stack: &Stack, class: usize) {
+        let floor = stack.base.wrapping_add(stack.capacity as usize / 4);
+        // Relaxed: a sequence needs nothing but the value.
+        self.headers[FLOOR + class].top.store(floor, Ordering::Relaxed);
     }
 
     /// Copies a stack to its large array. The region is stopped and its lock held.
@@ -105,6 +114,7 @@ impl Region {
             self.headers[class].top.store(base.add(held), Ordering::Relaxed);
             self.headers[class].limit.store(base.add(stack.capacity as usize), Ordering::Relaxed);
         }
+        self.set_floor(stack, class);
     }
 
     /// Lets the hand go on until `victims` idle stacks have lost their capacity or `bytes` are had, once

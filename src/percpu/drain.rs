@@ -39,8 +39,7 @@ pub(crate) fn drain_cpu(cpu: usize) -> CpuDrain {
         return CpuDrain::Drained(0);
     };
     let _book = region.book.lock();
-    let stopped = if FENCE.load(Ordering::Relaxed) { rseq::stop(cpu, region) } else { rseq::stop_here(cpu) };
-    if !stopped {
+    if !stop(cpu, region) {
         return CpuDrain::Unreachable;
     }
     region.counters.drains.fetch_add(1, Ordering::Relaxed);
@@ -48,6 +47,11 @@ pub(crate) fn drain_cpu(cpu: usize) -> CpuDrain {
     let bytes = (0..CLASSES).map(|class| unsafe { region.give_back(class) } * block_size(class)).sum();
     rseq::start(cpu, region);
     CpuDrain::Drained(bytes)
+}
+
+/// Stops a CPU, from wherever it can be done. The caller holds the lock of its region.
+pub(super) fn stop(cpu: usize, region: &Region) -> bool {
+    if FENCE.load(Ordering::Relaxed) { rseq::stop(cpu, region) } else { rseq::stop_here(cpu) }
 }
 
 /// Empties the calling thread's own stacks, in per-thread mode; returns the bytes.
@@ -78,7 +82,8 @@ impl Region {
     /// Bytes in the stacks of a region that others use meanwhile.
     fn cached_now(&self) -> usize {
         let book = self.book.lock();
-        (0..CLASSES).map(|class| self.count(&book.stacks[class], class) * block_size(class)).sum()
+        let blocks = |class| self.count(&book.stacks[class], class) + self.reserve_count(&book.reserves[class], class);
+        (0..CLASSES).map(|class| blocks(class) * block_size(class)).sum()
     }
 }
 

@@ -50,13 +50,13 @@ impl Exclusive for Stacks {
 }
 
 impl Stacks {
-    fn region(&self) -> &'static Region {
+    pub(super) fn region(&self) -> &'static Region {
         match self {
             Stacks::Cpu(_, region) | Stacks::Thread(region) => region,
         }
     }
 
-    fn node(&self) -> usize {
+    pub(super) fn node(&self) -> usize {
         match self {
             Stacks::Cpu(cpu, _) => node_of(*cpu),
             Stacks::Thread(_) => node_of(sys::current_cpu()),
@@ -81,7 +81,7 @@ impl Stacks {
 
     /// # Safety
     /// All are blocks of `class` that nobody uses.
-    unsafe fn push_batch(&self, class: usize, blocks: &[usize]) -> usize {
+    pub(super) unsafe fn push_batch(&self, class: usize, blocks: &[usize]) -> usize {
         // SAFETY: the caller's obligation, and as in `pop`.
         unsafe {
             match self {
@@ -99,7 +99,7 @@ pub(super) fn region_of(cpu: usize) -> Option<&'static Region> {
 }
 
 #[cold]
-fn create_region(cpu: usize) -> Option<&'static Region> {
+pub(super) fn create_region(cpu: usize) -> Option<&'static Region> {
     let _creating = CREATING.lock();
     if let Some(region) = region_of(cpu) {
         return Some(region);
@@ -160,6 +160,9 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
         return block;
     }
     let region = stacks.region();
+    if region.wanting.load(Ordering::Relaxed) {
+        super::reserve::satisfy(stacks);
+    }
     let wanted = region.missed(class, Event::Empty, stacks).max(1);
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let node = stacks.node();
@@ -212,6 +215,9 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         return;
     }
     let region = stacks.region();
+    if region.wanting.load(Ordering::Relaxed) {
+        super::reserve::satisfy(stacks);
+    }
     let surplus = region.missed(class, Event::Full, stacks);
     if push() {
         return;

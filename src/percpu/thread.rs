@@ -83,6 +83,12 @@ pub(super) fn with_region<R>(f: impl FnOnce(Option<&'static Region>) -> R) -> R 
     result
 }
 
+/// Runs `f` with this thread's region if it has one and is not in the middle of using it; gets it none, so
+/// that nothing is allocated and no lock is taken.
+pub(super) fn with_region_at_hand<R>(f: impl FnOnce(&'static Region) -> R) -> Option<R> {
+    if REGION.get().is_null() { None } else { with_region(|region| region.map(f)) }
+}
+
 #[cold]
 fn attach() -> Option<&'static Region> {
     if WITHOUT.get() {
