@@ -69,8 +69,8 @@ fn pop_of_cpu(class: usize) -> AboveFloor {
         return found;
     }
     // Nothing above the floor. A reserve that was never charged is an empty stack.
-    let tries = (0..ATTEMPTS / 8).map(|_| rseq::pop(RESERVE + class) as usize);
-    let Some(block) = tries.filter(|&block| block != 0).next() else { return found };
+    let mut tries = (0..ATTEMPTS / 8).map(|_| rseq::pop(RESERVE + class) as usize);
+    let Some(block) = tries.find(|&block| block != 0) else { return found };
     if let Some(region) = rseq::cpu().filter(|&cpu| cpu < cpus()).and_then(super::slow::region_of) {
         region.wanting.store(true, Ordering::Relaxed);
     }

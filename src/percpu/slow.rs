@@ -167,14 +167,12 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let node = stacks.node();
     if let Some(mut batch) = transfer::pop(node, class) {
-        let (last, others) = batch.blocks().split_last().expect("batches in transfer hold something");
-        let block = *last;
-        // SAFETY: blocks in transfer are nobody's.
-        let put = unsafe { stacks.push_batch(class, others) };
-        if put < others.len() {
+        if let Some((&mut block, others)) = batch.blocks().split_last_mut() {
+            // SAFETY: blocks in transfer are nobody's.
+            let put = unsafe { stacks.push_batch(class, others) };
             slab::free_bulk(class, &others[put..]);
+            return block;
         }
-        return block;
     }
     let mut blocks = [0; BATCH_MAX];
     let got = slab::alloc_bulk(node, class, &mut blocks[..wanted]);
@@ -186,9 +184,7 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
     let (others, block) = (&blocks[..got - 1], blocks[got - 1]);
     // SAFETY: fresh from the slab.
     let put = unsafe { stacks.push_batch(class, others) };
-    if put < others.len() {
-        slab::free_bulk(class, &others[put..]);
-    }
+    slab::free_bulk(class, &others[put..]);
     block
 }
 
@@ -232,6 +228,10 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         len += 1;
     }
     batch.set_len(len);
+    if len == 0 {
+        // Nothing could be taken, and then the block had room after all: others work on this CPU, too.
+        return;
+    }
     // A run of its own goes home at once: its zone merges it, and batches save it nothing.
     if CLASS[class].is_run() {
         return slab::free_bulk(class, batch.blocks());
