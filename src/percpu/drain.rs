@@ -6,6 +6,7 @@ use super::region::Region;
 use super::slow::region_of;
 use super::{Mode, cpus, mode, rseq, slow, thread};
 use crate::size_class::{CLASSES, block_size};
+use crate::slab::transfer::Bundle;
 
 /// Whether threads on other CPUs can be fenced. Relaxed: set before initialisation is announced.
 static FENCE: AtomicBool = AtomicBool::new(false);
@@ -43,9 +44,11 @@ pub(crate) fn drain_cpu(cpu: usize) -> CpuDrain {
         return CpuDrain::Unreachable;
     }
     region.counters.drains.fetch_add(1, Ordering::Relaxed);
+    let taken = Bundle::new();
     // SAFETY: the CPU is stopped and the lock held.
-    let bytes = (0..CLASSES).map(|class| unsafe { region.give_back(class) } * block_size(class)).sum();
+    let bytes = (0..CLASSES).map(|class| unsafe { region.take_all(class, &taken) } * block_size(class)).sum();
     rseq::start(cpu, region);
+    drop(taken);
     CpuDrain::Drained(bytes)
 }
 

@@ -166,13 +166,13 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
     let wanted = region.missed(class, Event::Empty, stacks).max(1);
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let node = stacks.node();
-    if let Some(mut batch) = transfer::pop(node, class) {
-        if let Some((&mut block, others)) = batch.blocks().split_last_mut() {
-            // SAFETY: blocks in transfer are nobody's.
-            let put = unsafe { stacks.push_batch(class, others) };
-            slab::free_bulk(class, &others[put..]);
-            return block;
-        }
+    if let Some(mut batch) = transfer::pop(node, class)
+        && let Some((&mut block, others)) = batch.blocks().split_last_mut()
+    {
+        // SAFETY: blocks in transfer are nobody's.
+        let put = unsafe { stacks.push_batch(class, others) };
+        slab::free_bulk(class, &others[put..]);
+        return block;
     }
     let mut blocks = [0; BATCH_MAX];
     let got = slab::alloc_bulk(node, class, &mut blocks[..wanted]);
