@@ -4,19 +4,31 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
 use crate::size_class::{SLAB_MAX, block_size, class_of, is_run_class};
-use crate::{PcpAlloc, heap, large, percpu};
+use crate::{PcpAlloc, heap, large, nolock, percpu};
 
 #[cold]
 #[inline(never)]
 fn alloc_class_slow(class: usize) -> *mut u8 {
     heap::ensure_up();
+    nolock::settle();
     percpu::alloc_slow(class)
+}
+
+/// # Safety
+/// `block` is a block of `class` that nobody uses.
+#[cold]
+#[inline(never)]
+unsafe fn free_class_slow(class: usize, block: *mut u8) {
+    nolock::settle();
+    // SAFETY: the caller's obligation.
+    unsafe { percpu::free_slow(class, block) }
 }
 
 #[cold]
 #[inline(never)]
 fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     heap::ensure_up();
+    nolock::settle();
     large::alloc(layout.size(), layout.align(), zeroed)
 }
 
@@ -56,7 +68,7 @@ unsafe impl GlobalAlloc for PcpAlloc {
             match class_of(layout.size(), layout.align()) {
                 Some(class) => {
                     if !percpu::push(class, block) {
-                        percpu::free_slow(class, block);
+                        free_class_slow(class, block);
                     }
                 }
                 None => free_large(block, layout),

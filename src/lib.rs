@@ -63,6 +63,8 @@ mod large;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]
+mod nolock;
+#[cfg(not(loom))]
 mod percpu;
 #[cfg(not(loom))]
 mod size_class;
@@ -74,6 +76,9 @@ mod sys;
 mod tagged_stack;
 #[cfg(not(loom))]
 mod zone;
+
+#[cfg(not(loom))]
+use core::{alloc::Layout, ptr::NonNull};
 
 #[cfg(not(loom))]
 pub use {
@@ -90,6 +95,24 @@ pub use {
 pub struct PcpAlloc {
     _private: (),
 }
+
+/// A charge could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg(not(loom))]
+pub struct AllocError(percpu::ChargeError);
+
+#[cfg(not(loom))]
+impl core::fmt::Display for AllocError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self.0 {
+            percpu::ChargeError::OutOfMemory => "no memory for the charge, or no size class for the layout",
+            percpu::ChargeError::Unreachable => "another CPU's stacks cannot be reached: membarrier is missing",
+        })
+    }
+}
+
+#[cfg(not(loom))]
+impl core::error::Error for AllocError {}
 
 #[cfg(not(loom))]
 impl PcpAlloc {
@@ -132,13 +155,74 @@ impl PcpAlloc {
         control::trim()
     }
 
+    /// A block from this CPU's stack, or `None`: never a lock, a system call, an atomic wait or a thread-local
+    /// destructor. A few nanoseconds.
+    ///
+    /// May be called in any context: in a signal handler that interrupted the allocator itself on this thread,
+    /// with every system call forbidden, under any lock, before anything was ever allocated (`None`). `None`
+    /// means that nothing was at hand, not that memory is short; the next ordinary slow path on this CPU then
+    /// refills, by more after every miss. A quarter of each stack is a floor which this does not cross, so that
+    /// its users cannot empty the cache for the others. [`PcpAlloc::charge_nolock`] makes a promise of it.
+    ///
+    /// Layouts beyond 256 KiB, or aligned beyond a page, always get `None`. The contents are arbitrary. The
+    /// block is an ordinary one: free it with [`PcpAlloc::free_nolock`], or by `dealloc` where that is legal.
+    ///
+    /// Where stacks belong to threads, a handler that interrupts an allocator call of its own thread gets
+    /// `None`.
+    #[doc(alias = "alloc_pages_nolock")]
+    #[doc(alias = "kmalloc_nolock")]
+    pub fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+        nolock::alloc(layout)
+    }
+
+    /// `1 << order` pages of 4 KiB, aligned to a page, as by [`PcpAlloc::try_alloc_nolock`]; up to order 6.
+    ///
+    /// The layout to free them with is 4096 shifted left by `order`, aligned to 4096.
+    pub fn try_alloc_pages_nolock(&self, order: u32) -> Option<NonNull<u8>> {
+        let size = size_class::PAGE.checked_shl(order)?;
+        self.try_alloc_nolock(Layout::from_size_align(size, size_class::PAGE).ok()?)
+    }
+
+    /// Frees any block of this heap, wherever [`PcpAlloc::try_alloc_nolock`] is legal; always succeeds.
+    ///
+    /// The block goes to this CPU's reserve if that was charged and is not full, else on its stack. If there is
+    /// no room, it is linked into a list (through its own memory) that the next ordinary slow path, drain or
+    /// trim empties; [`Stats::nolock_deferred`] counts what waits there.
+    ///
+    /// # Safety
+    /// As for [`GlobalAlloc::dealloc`](core::alloc::GlobalAlloc::dealloc): `ptr` is a block of this heap that
+    /// was allocated with `layout` and is not used any more.
+    #[doc(alias = "free_pages_nolock")]
+    #[doc(alias = "kfree_nolock")]
+    pub unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's obligation.
+        unsafe { nolock::free(ptr, layout) }
+    }
+
+    /// Sets aside `per_cpu` blocks for this layout on every CPU, for nolock allocation alone.
+    ///
+    /// The charge is kept: drains, trims and ordinary allocation leave it, what is taken from it is replaced by
+    /// the next ordinary slow path on that CPU, and [`PcpAlloc::free_nolock`] fills it first. Layouts of the
+    /// same size class share a charge. Calling again changes it; 0 gives it back. Costs the memory of
+    /// `per_cpu` blocks times the machine's possible CPUs; it is not for a signal handler.
+    ///
+    /// Where stacks belong to threads, the charge is the calling thread's.
+    ///
+    /// # Errors
+    /// [`AllocError`] if the memory is not to be had, the layout is beyond what nolock allocation serves, or
+    /// another CPU's stacks cannot be reached (no `membarrier`). CPUs charged until then stay charged.
+    #[doc(alias = "mempool_create")]
+    pub fn charge_nolock(&self, layout: Layout, per_cpu: usize) -> Result<(), AllocError> {
+        nolock::charge(layout, per_cpu).map_err(AllocError)
+    }
+
     /// Bytes that a block allocated with this layout really has; at least `layout.size()`.
     ///
     /// The compiler may assume that a program touches only what it asked for, so this is for statistics and
     /// for choosing sizes ([`PcpAlloc::usable_size`] of a layout costs no more than a smaller request does).
     #[doc(alias = "malloc_usable_size")]
     #[doc(alias = "good_size")]
-    pub fn usable_size(&self, layout: core::alloc::Layout) -> usize {
+    pub fn usable_size(&self, layout: Layout) -> usize {
         alloc::usable_size(layout)
     }
 }

@@ -30,6 +30,11 @@ impl<T> Lock<T> {
         Lock { state: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
     }
 
+    /// The value, for whoever has the lock to himself.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
         self.acquire();

@@ -150,10 +150,11 @@ mod model {
                     stack.0.push(&stack.1, 1);
                 })
             };
-            if stack.0.pop(&stack.1).is_some() {
-                // SAFETY: the number was popped, so the writer is done.
-                cell.with(|c| assert_eq!(unsafe { *c }, 7));
+            while stack.0.pop(&stack.1).is_none() {
+                thread::yield_now();
             }
+            // SAFETY: the number was popped, so the writer is done.
+            cell.with(|c| assert_eq!(unsafe { *c }, 7));
             pusher.join().unwrap();
         });
     }

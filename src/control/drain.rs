@@ -3,7 +3,7 @@
 use crate::percpu::{self, CpuDrain};
 use crate::slab::transfer;
 use crate::zone::nodes;
-use crate::{heap, sys};
+use crate::{heap, nolock, sys};
 
 /// Whose cached blocks to give back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +55,7 @@ pub(crate) fn drain(scope: Drain) -> DrainReport {
     if !heap::is_up() {
         return report;
     }
+    nolock::settle();
     match scope {
         Drain::Local => {
             report.add(percpu::drain_cpu(percpu::cpu_here()));

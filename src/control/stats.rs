@@ -7,7 +7,7 @@ use crate::percpu::{self, Mode};
 use crate::size_class::{CLASSES, block_size};
 use crate::slab::{central, transfer};
 use crate::zone::{META, mapping, nodes};
-use crate::{heap, sys};
+use crate::{heap, nolock, sys};
 
 /// Where the heap's memory is, at one moment; all sizes in bytes.
 ///
@@ -39,6 +39,14 @@ pub struct Stats {
     pub flushes: usize,
     /// Times a CPU's stacks were emptied by a drain.
     pub drains: usize,
+    /// Blocks that [`PcpAlloc::try_alloc_nolock`](crate::PcpAlloc::try_alloc_nolock) handed out.
+    pub nolock_hits: usize,
+    /// Times it found nothing.
+    pub nolock_misses: usize,
+    /// Times it found only what it may not take.
+    pub nolock_refusals: usize,
+    /// Blocks that wait on the list of those which a nolock free had no room for; not in `percpu_cached`.
+    pub nolock_deferred: usize,
     /// How threads find their stacks.
     pub mode: Mode,
 }
@@ -56,6 +64,10 @@ pub(crate) fn stats() -> Stats {
         refills: 0,
         flushes: 0,
         drains: 0,
+        nolock_hits: 0,
+        nolock_misses: 0,
+        nolock_refusals: 0,
+        nolock_deferred: nolock::deferred(),
         mode: percpu::mode(),
     };
     if !heap::is_up() {
@@ -90,6 +102,9 @@ pub(crate) fn stats() -> Stats {
         stats.refills += counters.refills.load(Ordering::Relaxed);
         stats.flushes += counters.flushes.load(Ordering::Relaxed);
         stats.drains += counters.drains.load(Ordering::Relaxed);
+        stats.nolock_hits += counters.nolock_hits.load(Ordering::Relaxed);
+        stats.nolock_misses += counters.nolock_misses.load(Ordering::Relaxed);
+        stats.nolock_refusals += counters.nolock_refusals.load(Ordering::Relaxed);
     }
     stats.resident = stats.in_use + stats.percpu_cached + stats.free_resident + stats.metadata;
     stats
@@ -122,6 +137,9 @@ impl fmt::Display for Stats {
         writeln!(f, "  cached       {:>10}  {:?}", Size(percpu_cached), self.mode)?;
         writeln!(f, "  free         {:>10}", Size(free_resident))?;
         writeln!(f, "  metadata     {:>10}", Size(metadata))?;
-        write!(f, "slow paths     {} refills, {} flushes, {} drains", self.refills, self.flushes, self.drains)
+        writeln!(f, "slow paths     {} refills, {} flushes, {} drains", self.refills, self.flushes, self.drains)?;
+        let Stats { nolock_hits, nolock_misses, nolock_refusals, nolock_deferred, .. } = *self;
+        write!(f, "nolock         {nolock_hits} hits, {nolock_misses} misses, {nolock_refusals} refusals, ")?;
+        write!(f, "{nolock_deferred} deferred")
     }
 }

@@ -13,6 +13,19 @@ pub(super) unsafe fn push(_class: usize, _block: usize) -> bool {
     false
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)]
+pub(super) enum AboveFloor {
+    Block(usize),
+    Empty,
+    Floor,
+    Aborted,
+}
+
+pub(super) fn pop_above_floor(_class: usize) -> AboveFloor {
+    AboveFloor::Empty
+}
+
 pub(super) fn pop_batch(_class: usize, _out: &mut [usize]) -> usize {
     0
 }

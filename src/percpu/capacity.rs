@@ -12,9 +12,10 @@
 
 use core::sync::atomic::Ordering;
 
-use super::region::{Book, Event, Region};
-use crate::size_class::{BATCH_MAX, CLASS, CLASSES, block_size};
+use super::region::{Book, Event, FLOOR, Region, Stack};
+use crate::size_class::{CLASS, CLASSES, block_size};
 use crate::slab;
+use crate::slab::transfer::{BatchBox, Bundle};
 
 /// Visits to the slow path per stack looked at.
 const TICK: usize = 64;
@@ -88,6 +89,15 @@ impl Region {
         let limit = unsafe { stack.base.add(capacity) };
         // Relaxed: a sequence needs nothing but the value.
         self.headers[class].limit.store(limit, Ordering::Relaxed);
+        self.set_floor(stack, class);
+    }
+
+    /// A quarter of what a stack may hold is not for nolock allocation to take, so that one user of it does
+    /// not leave the others with an empty cache.
+    fn set_floor(&self, stack: &Stack, class: usize) {
+        let floor = stack.base.wrapping_add(stack.capacity as usize / 4);
+        // Relaxed: a sequence needs nothing but the value.
+        self.headers[FLOOR + class].top.store(floor, Ordering::Relaxed);
     }
 
     /// Copies a stack to its large array. The region is stopped and its lock held.
@@ -105,6 +115,7 @@ impl Region {
             self.headers[class].top.store(base.add(held), Ordering::Relaxed);
             self.headers[class].limit.store(base.add(stack.capacity as usize), Ordering::Relaxed);
         }
+        self.set_floor(stack, class);
     }
 
     /// Lets the hand go on until `victims` idle stacks have lost their capacity or `bytes` are had, once
@@ -127,9 +138,10 @@ impl Region {
             if !exclusive.stop() {
                 return;
             }
+            let taken = Bundle::new();
             self.set_capacity(book, class, 0);
             // SAFETY: the region is stopped and its lock held.
-            unsafe { self.give_back(class) };
+            unsafe { self.take_all(class, &taken) };
             exclusive.start();
             emptied += 1;
             if emptied == victims || (bytes > 0 && book.charged <= target) {
@@ -138,21 +150,31 @@ impl Region {
         }
     }
 
-    /// Gives all blocks of a stack back to their slabs; returns how many.
+    /// Takes all blocks of a stack; returns how many. They go back to their slabs when the bundle is dropped,
+    /// which is for when the region is running again.
     ///
     /// # Safety
     /// As for [`Region::pop`].
-    pub(super) unsafe fn give_back(&self, class: usize) -> usize {
-        let mut blocks = [0; BATCH_MAX];
+    pub(super) unsafe fn take_all(&self, class: usize, taken: &Bundle) -> usize {
         let mut total = 0;
-        loop {
+        while let Some(mut batch) = BatchBox::new() {
             // SAFETY: the caller's obligation.
-            let n = unsafe { self.pop_batch(class, &mut blocks) };
+            let n = unsafe { self.pop_batch(class, batch.room()) };
             if n == 0 {
                 return total;
             }
-            slab::free_bulk(class, &blocks[..n]);
+            batch.set_len(n);
+            taken.add(class, batch);
             total += n;
+        }
+        // No memory even for a batch: one by one, then.
+        loop {
+            // SAFETY: the caller's obligation.
+            match unsafe { self.pop(class) } {
+                0 => return total,
+                block => slab::free_bulk(class, &[block]),
+            }
+            total += 1;
         }
     }
 }

@@ -6,6 +6,7 @@ use super::region::Region;
 use super::slow::region_of;
 use super::{Mode, cpus, mode, rseq, slow, thread};
 use crate::size_class::{CLASSES, block_size};
+use crate::slab::transfer::Bundle;
 
 /// Whether threads on other CPUs can be fenced. Relaxed: set before initialisation is announced.
 static FENCE: AtomicBool = AtomicBool::new(false);
@@ -39,15 +40,21 @@ pub(crate) fn drain_cpu(cpu: usize) -> CpuDrain {
         return CpuDrain::Drained(0);
     };
     let _book = region.book.lock();
-    let stopped = if FENCE.load(Ordering::Relaxed) { rseq::stop(cpu, region) } else { rseq::stop_here(cpu) };
-    if !stopped {
+    if !stop(cpu, region) {
         return CpuDrain::Unreachable;
     }
     region.counters.drains.fetch_add(1, Ordering::Relaxed);
+    let taken = Bundle::new();
     // SAFETY: the CPU is stopped and the lock held.
-    let bytes = (0..CLASSES).map(|class| unsafe { region.give_back(class) } * block_size(class)).sum();
+    let bytes = (0..CLASSES).map(|class| unsafe { region.take_all(class, &taken) } * block_size(class)).sum();
     rseq::start(cpu, region);
+    drop(taken);
     CpuDrain::Drained(bytes)
+}
+
+/// Stops a CPU, from wherever it can be done. The caller holds the lock of its region.
+pub(super) fn stop(cpu: usize, region: &Region) -> bool {
+    if FENCE.load(Ordering::Relaxed) { rseq::stop(cpu, region) } else { rseq::stop_here(cpu) }
 }
 
 /// Empties the calling thread's own stacks, in per-thread mode; returns the bytes.
@@ -78,7 +85,8 @@ impl Region {
     /// Bytes in the stacks of a region that others use meanwhile.
     fn cached_now(&self) -> usize {
         let book = self.book.lock();
-        (0..CLASSES).map(|class| self.count(&book.stacks[class], class) * block_size(class)).sum()
+        let blocks = |class| self.count(&book.stacks[class], class) + self.reserve_count(&book.reserves[class], class);
+        (0..CLASSES).map(|class| blocks(class) * block_size(class)).sum()
     }
 }
 

@@ -19,6 +19,7 @@
 mod capacity;
 mod drain;
 mod region;
+mod reserve;
 mod slow;
 mod stopped;
 mod thread;
@@ -31,6 +32,7 @@ mod rseq;
 mod rseq;
 
 pub(crate) use drain::{CpuDrain, cached_bytes, drain_all, drain_cpu, drain_thread, fork_lock, regions};
+pub(crate) use reserve::{ChargeError, charge, pop_nolock, push_nolock};
 pub(crate) use slow::{alloc_slow, free_slow};
 
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};

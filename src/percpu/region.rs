@@ -20,12 +20,21 @@
 //! start in different sets of the first-level cache; small ones lie side by side, so that a program that uses
 //! all classes a little touches few pages. A stack that grows past its small array moves to a large one.
 
-use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
+use super::rseq::AboveFloor;
+use super::stopped::NOTHING;
 use crate::lock::Lock;
 use crate::size_class::{CLASS, CLASSES};
 use crate::zone::META;
+
+/// Headers of a region, by index: the stack of each class is at the class's own; then come
+/// - a floor for each, in place of a top, below which `pop_above_floor` does not go,
+/// - the reserves, stacks that only nolock allocation takes from.
+pub(super) const FLOOR: usize = CLASSES;
+pub(super) const RESERVE: usize = 2 * CLASSES;
+pub(super) const HEADERS: usize = 3 * CLASSES;
 
 /// Where a stack stands.
 #[repr(C, align(16))]
@@ -34,10 +43,10 @@ pub(super) struct Header {
     pub(super) limit: AtomicPtr<usize>,
 }
 
-/// The headers are at the region's start, where the sequences look for them.
+/// The headers are at the region's start, where the sequences look for them. All-zero bytes are a valid value.
 #[repr(C, align(4096))]
 pub(crate) struct Region {
-    pub(super) headers: [Header; CLASSES],
+    pub(super) headers: [Header; HEADERS],
     pub(super) book: Lock<Book>,
     /// Per-thread mode: the next region that waits for a thread.
     pub(super) next: AtomicPtr<Region>,
@@ -45,6 +54,11 @@ pub(crate) struct Region {
     pub(super) sibling: AtomicPtr<Region>,
     /// Per-thread mode: an operation is under way that a signal handler must not interrupt with another.
     pub(super) busy: AtomicBool,
+    /// A reserve has been taken from, or a nolock allocation found nothing: the next visit to the slow path
+    /// sees to it.
+    pub(super) wanting: AtomicBool,
+    /// How much to add to each stack that nolock allocation finds empty (`reserve.rs`).
+    pub(super) levels: [AtomicU8; CLASSES],
     pub(super) counters: Counters,
 }
 
@@ -54,6 +68,9 @@ pub(crate) struct Counters {
     pub(crate) refills: AtomicUsize,
     pub(crate) flushes: AtomicUsize,
     pub(crate) drains: AtomicUsize,
+    pub(crate) nolock_hits: AtomicUsize,
+    pub(crate) nolock_misses: AtomicUsize,
+    pub(crate) nolock_refusals: AtomicUsize,
 }
 
 /// What is known about the stacks of a region, under its lock.
@@ -65,6 +82,16 @@ pub(super) struct Book {
     pub(super) budget: usize,
     /// Where the search for an idle stack goes on.
     pub(super) hand: usize,
+    pub(super) reserves: [Reserve; CLASSES],
+}
+
+/// A stack that only nolock allocation takes from.
+#[derive(Clone, Copy)]
+pub(super) struct Reserve {
+    /// First entry of its array; null if there is none.
+    pub(super) base: *mut usize,
+    /// Blocks promised.
+    pub(super) charge: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -80,6 +107,7 @@ pub(super) struct Stack {
 
 /// What last sent a stack to the slow path.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Event {
     Nothing,
     Empty,
@@ -121,35 +149,26 @@ impl Region {
     /// A region whose stacks are all empty and of capacity 0, and may grow to `budget` bytes together.
     pub(super) fn new(budget: usize) -> Option<&'static Region> {
         let memory = META.alloc(Region::BYTES, align_of::<Region>())?.cast::<Region>();
-        let address = memory.as_ptr() as usize;
-        let mut stacks =
-            [const { Stack { base: null_mut(), capacity: 0, large: false, last: Event::Nothing, seen: null_mut() } };
-                CLASSES];
-        for (class, stack) in stacks.iter_mut().enumerate() {
-            let sentinel = (address + LAYOUT.0[class] as usize) as *mut usize;
-            // SAFETY: the layout keeps all arrays apart and inside the region's memory, which is ours.
-            unsafe {
-                sentinel.write(0);
-                stack.base = sentinel.add(1);
-            }
+        // Filled in where it lies: it is larger than a small thread's stack has room for.
+        // SAFETY: META's memory is aligned as asked, long enough, nobody else's, and all zero, which is a
+        // valid region: integers, pointers, atomics, free locks, and `Event::Nothing`.
+        let region = unsafe { &mut *memory.as_ptr() };
+        let book = region.book.get_mut();
+        book.budget = budget;
+        for (class, stack) in book.stacks.iter_mut().enumerate() {
+            let sentinel = (memory.as_ptr() as usize + LAYOUT.0[class] as usize) as *mut usize;
+            // The sentinel, the word below, is 0 as all of the memory.
+            stack.base = sentinel.wrapping_add(1);
+            *region.headers[class].top.get_mut() = stack.base;
+            *region.headers[class].limit.get_mut() = stack.base;
+            *region.headers[FLOOR + class].top.get_mut() = stack.base;
         }
-        let headers = core::array::from_fn(|class| Header {
-            top: AtomicPtr::new(stacks[class].base),
-            limit: AtomicPtr::new(stacks[class].base),
-        });
-        let book = Book { stacks, charged: 0, budget, hand: 0 };
-        // SAFETY: META's memory is aligned as asked, long enough, and nobody else's.
-        unsafe {
-            memory.write(Region {
-                headers,
-                book: Lock::new(book),
-                next: AtomicPtr::new(null_mut()),
-                sibling: AtomicPtr::new(null_mut()),
-                busy: AtomicBool::new(false),
-                counters: Counters::default(),
-            });
-            Some(memory.as_ref())
+        for class in 0..CLASSES {
+            // Until it is charged, a reserve is empty and full as a stack of no capacity is.
+            *region.headers[RESERVE + class].top.get_mut() = (&raw const NOTHING).cast_mut().wrapping_add(1);
+            *region.headers[RESERVE + class].limit.get_mut() = (&raw const NOTHING).cast_mut().wrapping_add(1);
         }
+        Some(region)
     }
 
     /// The first entry of the large array of a class, its sentinel in place.
@@ -178,6 +197,23 @@ impl Region {
             header.top.store(unsafe { top.sub(1) }, Ordering::Relaxed);
         }
         block
+    }
+
+    /// The plain-Rust twin of the sequence `pop_above_floor`.
+    ///
+    /// # Safety
+    /// As for `pop`.
+    pub(super) unsafe fn pop_above_floor(&self, class: usize) -> AboveFloor {
+        let top = self.headers[class].top.load(Ordering::Relaxed);
+        // SAFETY: as in `pop`.
+        if unsafe { *top.sub(1) } == 0 {
+            return AboveFloor::Empty;
+        }
+        if top <= self.headers[FLOOR + class].top.load(Ordering::Relaxed) {
+            return AboveFloor::Floor;
+        }
+        // SAFETY: the caller's obligation.
+        AboveFloor::Block(unsafe { self.pop(class) })
     }
 
     /// The plain-Rust twin of the sequence `push`.
@@ -230,6 +266,20 @@ impl Region {
         let top = self.headers[class].top.load(Ordering::Relaxed) as usize;
         // A stack in use may be seen while it moves to its large array.
         (top.saturating_sub(stack.base as usize) / WORD).min(CLASS[class].capacity_max as usize)
+    }
+
+    /// Blocks in a reserve.
+    pub(super) fn reserve_count(&self, reserve: &Reserve, class: usize) -> usize {
+        if reserve.base.is_null() {
+            return 0;
+        }
+        let top = self.headers[RESERVE + class].top.load(Ordering::Relaxed) as usize;
+        (top.saturating_sub(reserve.base as usize) / WORD).min(reserve.charge)
+    }
+
+    /// Blocks that a reserve lacks.
+    pub(super) fn reserve_lacks(&self, reserve: &Reserve, class: usize) -> usize {
+        reserve.charge - self.reserve_count(reserve, class)
     }
 
     /// Where the region lies.

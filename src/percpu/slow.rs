@@ -50,13 +50,13 @@ impl Exclusive for Stacks {
 }
 
 impl Stacks {
-    fn region(&self) -> &'static Region {
+    pub(super) fn region(&self) -> &'static Region {
         match self {
             Stacks::Cpu(_, region) | Stacks::Thread(region) => region,
         }
     }
 
-    fn node(&self) -> usize {
+    pub(super) fn node(&self) -> usize {
         match self {
             Stacks::Cpu(cpu, _) => node_of(*cpu),
             Stacks::Thread(_) => node_of(sys::current_cpu()),
@@ -81,7 +81,7 @@ impl Stacks {
 
     /// # Safety
     /// All are blocks of `class` that nobody uses.
-    unsafe fn push_batch(&self, class: usize, blocks: &[usize]) -> usize {
+    pub(super) unsafe fn push_batch(&self, class: usize, blocks: &[usize]) -> usize {
         // SAFETY: the caller's obligation, and as in `pop`.
         unsafe {
             match self {
@@ -99,7 +99,7 @@ pub(super) fn region_of(cpu: usize) -> Option<&'static Region> {
 }
 
 #[cold]
-fn create_region(cpu: usize) -> Option<&'static Region> {
+pub(super) fn create_region(cpu: usize) -> Option<&'static Region> {
     let _creating = CREATING.lock();
     if let Some(region) = region_of(cpu) {
         return Some(region);
@@ -160,17 +160,18 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
         return block;
     }
     let region = stacks.region();
+    if region.wanting.load(Ordering::Relaxed) {
+        super::reserve::satisfy(stacks);
+    }
     let wanted = region.missed(class, Event::Empty, stacks).max(1);
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let node = stacks.node();
-    if let Some(mut batch) = transfer::pop(node, class) {
-        let (last, others) = batch.blocks().split_last().expect("batches in transfer hold something");
-        let block = *last;
+    if let Some(mut batch) = transfer::pop(node, class)
+        && let Some((&mut block, others)) = batch.blocks().split_last_mut()
+    {
         // SAFETY: blocks in transfer are nobody's.
         let put = unsafe { stacks.push_batch(class, others) };
-        if put < others.len() {
-            slab::free_bulk(class, &others[put..]);
-        }
+        slab::free_bulk(class, &others[put..]);
         return block;
     }
     let mut blocks = [0; BATCH_MAX];
@@ -183,9 +184,7 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
     let (others, block) = (&blocks[..got - 1], blocks[got - 1]);
     // SAFETY: fresh from the slab.
     let put = unsafe { stacks.push_batch(class, others) };
-    if put < others.len() {
-        slab::free_bulk(class, &others[put..]);
-    }
+    slab::free_bulk(class, &others[put..]);
     block
 }
 
@@ -212,6 +211,9 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         return;
     }
     let region = stacks.region();
+    if region.wanting.load(Ordering::Relaxed) {
+        super::reserve::satisfy(stacks);
+    }
     let surplus = region.missed(class, Event::Full, stacks);
     if push() {
         return;
@@ -230,6 +232,10 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         return;
     }
     batch.set_len(len);
+    if len == 0 {
+        // Nothing could be taken, and then the block had room after all: others work on this CPU, too.
+        return;
+    }
     // A run of its own goes home at once: its zone merges it, and batches save it nothing.
     if CLASS[class].is_run() {
         return slab::free_bulk(class, batch.blocks());

@@ -3,7 +3,7 @@
 //! Before initialisation, while a CPU is stopped, where a thread has no rseq: every pop finds its stack
 //! empty and every push finds it full, and both go to the slow path, without a test of their own.
 
-use crate::size_class::CLASSES;
+use super::region::HEADERS;
 
 #[repr(C, align(16))]
 pub(super) struct StoppedHeader {
@@ -14,19 +14,18 @@ pub(super) struct StoppedHeader {
 /// The headers of a region, in memory that is never written.
 #[repr(C, align(64))]
 pub(super) struct Stopped {
-    pub(super) headers: [StoppedHeader; CLASSES],
+    pub(super) headers: [StoppedHeader; HEADERS],
 }
 
 // SAFETY: constants.
 unsafe impl Sync for Stopped {}
 
-/// A sentinel.
-static NOTHING: [usize; 1] = [0];
+/// A sentinel: a stack whose top and limit are behind it is empty and full at once.
+pub(super) static NOTHING: usize = 0;
 
 pub(super) static STOPPED: Stopped = Stopped {
     headers: [const {
-        // SAFETY: one past the end of the array, where a stack that holds nothing has its top.
-        let end = unsafe { (&raw const NOTHING).cast::<usize>().add(1) };
+        let end = (&raw const NOTHING).wrapping_add(1);
         StoppedHeader { top: end, limit: end }
-    }; CLASSES],
+    }; HEADERS],
 };

@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicPtr, Ordering, compiler_fence};
 use super::region::Region;
 use crate::lock::Lock;
 use crate::size_class::{CLASSES, block_size};
+use crate::slab::transfer::Bundle;
 use crate::sys::ThreadExit;
 
 /// Bytes that the stacks of a thread may hold together.
@@ -83,6 +84,12 @@ pub(super) fn with_region<R>(f: impl FnOnce(Option<&'static Region>) -> R) -> R 
     result
 }
 
+/// Runs `f` with this thread's region if it has one and is not in the middle of using it; gets it none, so
+/// that nothing is allocated and no lock is taken.
+pub(super) fn with_region_at_hand<R>(f: impl FnOnce(&'static Region) -> R) -> Option<R> {
+    if REGION.get().is_null() { None } else { with_region(|region| region.map(f)) }
+}
+
 #[cold]
 fn attach() -> Option<&'static Region> {
     if WITHOUT.get() {
@@ -128,10 +135,12 @@ unsafe extern "C" fn thread_exit(region: *mut c_void) {
     let region: &'static Region = unsafe { &*region.cast::<Region>() };
     WITHOUT.set(true);
     REGION.set(null());
+    let taken = Bundle::new();
     for class in 0..CLASSES {
         // SAFETY: the thread's own region, of which it has just taken leave.
-        unsafe { region.give_back(class) };
+        unsafe { region.take_all(class, &taken) };
     }
+    drop(taken);
     put_aside(region);
 }
 
@@ -141,8 +150,9 @@ pub(super) fn drain() -> usize {
     let Some(_) = (unsafe { REGION.get().as_ref() }) else { return 0 };
     with_region(|region| {
         region.map_or(0, |region| {
+            let taken = Bundle::new();
             // SAFETY: this thread's own region, marked busy.
-            (0..CLASSES).map(|class| unsafe { region.give_back(class) } * block_size(class)).sum()
+            (0..CLASSES).map(|class| unsafe { region.take_all(class, &taken) } * block_size(class)).sum()
         })
     })
 }

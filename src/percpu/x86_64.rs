@@ -37,8 +37,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Mode;
 use super::region::Region;
+use super::region::{FLOOR, HEADERS};
 use super::stopped::STOPPED;
-use crate::size_class::CLASSES;
 use crate::sys;
 
 // This thread's own rseq area, for when the C library has registered none. Until it is registered its ids
@@ -104,8 +104,8 @@ fn table() -> *const AtomicUsize {
 
 #[inline(always)]
 fn stopped(class: usize) -> *const super::stopped::StoppedHeader {
-    debug_assert!(class < CLASSES);
-    // SAFETY: classes are smaller than CLASSES.
+    debug_assert!(class < HEADERS);
+    // SAFETY: indices of stacks are smaller than HEADERS.
     unsafe { STOPPED.headers.get_unchecked(class) }
 }
 
@@ -199,6 +199,66 @@ pub(super) fn pop(class: usize) -> *mut u8 {
         );
     }
     block
+}
+
+/// What [`pop_above_floor`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AboveFloor {
+    Block(usize),
+    /// Nothing, or the CPU is stopped.
+    Empty,
+    /// What there is must not be taken.
+    Floor,
+    /// Something came between: worth another try.
+    Aborted,
+}
+
+/// Takes the block on top of this CPU's stack, unless the stack would then hold less than its floor.
+///
+/// ```text
+/// block = head.top[-1]
+/// if block is 0: return it
+/// if head.top <= floor: return refusal
+/// head.top -= 1                          // commit
+/// ```
+pub(super) fn pop_above_floor(class: usize) -> AboveFloor {
+    const REFUSED: usize = 1;
+    const ABORTED: usize = 2;
+    let block: usize;
+    // SAFETY: as for `pop`; the floor of a class is a fixed distance behind its header, in `STOPPED` too.
+    unsafe {
+        asm!(
+            enter!(),
+            header!(),
+            "mov {c}, qword ptr [{h}]
+             mov {block}, qword ptr [{c} - 8]
+             test {block}, {block}
+             jz 5f
+             cmp {c}, qword ptr [{h} + {floor}]
+             mov {t:e}, 1
+             cmovbe {block}, {t}
+             jbe 5f
+             sub {c}, 8
+             mov qword ptr [{h}], {c}",
+            leave!("mov {block:e}, 2
+                    jmp 5b"),
+            off = out(reg) _,
+            table = in(reg) table(),
+            stopped = in(reg) stopped(class),
+            floor = const FLOOR * 16,
+            t = out(reg) _,
+            h = out(reg) _,
+            c = out(reg) _,
+            block = out(reg) block,
+            options(nostack),
+        );
+    }
+    match block {
+        0 => AboveFloor::Empty,
+        REFUSED => AboveFloor::Floor,
+        ABORTED => AboveFloor::Aborted,
+        block => AboveFloor::Block(block),
+    }
 }
 
 /// Puts a block on this CPU's stack; false if the stack is full, the CPU stopped or the section aborted.

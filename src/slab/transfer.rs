@@ -16,7 +16,9 @@ use crate::zone::META;
 #[repr(C, align(64))]
 pub(crate) struct Batch {
     link: AtomicU32,
-    len: u32,
+    len: u16,
+    /// Whose blocks these are, where batches of several classes are together.
+    class: u16,
     blocks: [usize; BATCH_MAX],
 }
 
@@ -109,7 +111,35 @@ impl BatchBox {
 
     pub(crate) fn set_len(&mut self, len: usize) {
         // SAFETY: as in `room`.
-        unsafe { (*self.batch()).len = len as u32 }
+        unsafe { (*self.batch()).len = len as u16 }
+    }
+}
+
+/// Batches of any class, put together quickly and given back to the slabs later.
+pub(crate) struct Bundle(Stack);
+
+impl Bundle {
+    pub(crate) fn new() -> Bundle {
+        Bundle(Stack::new())
+    }
+
+    pub(crate) fn add(&self, class: usize, batch: BatchBox) {
+        // SAFETY: the batch is ours, as in `room`.
+        unsafe { (*batch.batch()).class = class as u16 };
+        let number = batch.number;
+        core::mem::forget(batch);
+        self.0.push(&POOL, number);
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        while let Some(number) = self.0.pop(&POOL) {
+            let mut batch = BatchBox { number };
+            // SAFETY: as in `add`.
+            let class = unsafe { (*batch.batch()).class } as usize;
+            crate::slab::free_bulk(class, batch.blocks());
+        }
     }
 }
 

@@ -34,6 +34,16 @@ fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     }
 }
 
+/// Adds the name of a thread of this process to a line, or `?`.
+pub(crate) fn name_thread(id: u32, line: &mut Message) {
+    let mut path = Message::new();
+    path.text("/proc/self/task/").decimal(id as usize).text("/comm\0");
+    let mut buffer = [0; 32];
+    let name = CStr::from_bytes_with_nul(path.as_bytes()).map_or(&b""[..], |path| read_file(path, &mut buffer));
+    let name = core::str::from_utf8(name.strip_suffix(b"\n").unwrap_or(name)).unwrap_or("");
+    line.text(if name.is_empty() { "?" } else { name });
+}
+
 /// Calls `each` with every range of a kernel list such as `0-3,8,10-11`.
 fn ranges(list: &[u8], mut each: impl FnMut(usize, usize)) {
     for part in list.split(|&b| b == b',') {

@@ -157,6 +157,8 @@ pub(crate) fn is_mapped(start: usize) -> bool {
 }
 
 const MEMBARRIER_QUERY: c_int = 0;
+const MEMBARRIER_PRIVATE_EXPEDITED: c_int = 1 << 3;
+const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED: c_int = 1 << 4;
 const MEMBARRIER_PRIVATE_EXPEDITED_RSEQ: c_int = 1 << 7;
 const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_RSEQ: c_int = 1 << 8;
 const MEMBARRIER_FLAG_CPU: c_int = 1;
@@ -181,6 +183,39 @@ pub(crate) fn register_membarrier() -> bool {
 /// When it returns true, no thread of the process is inside a section on `cpu` that began before the call.
 pub(crate) fn fence_cpu(cpu: usize) -> bool {
     membarrier(MEMBARRIER_PRIVATE_EXPEDITED_RSEQ, MEMBARRIER_FLAG_CPU, cpu as c_int) == 0
+}
+
+/// Registers the process for [`fence_process`]; false where it is missing (before 4.14, or a sandbox).
+pub(crate) fn register_process_fence() -> bool {
+    let known = membarrier(MEMBARRIER_QUERY, 0, 0);
+    known > 0
+        && known & MEMBARRIER_PRIVATE_EXPEDITED != 0
+        && membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0
+}
+
+/// A full barrier on every processor that runs a thread of this process, here included.
+///
+/// What a thread did before, in program order, is ordered before what this thread does afterwards, and the
+/// other way round: whatever this thread did before, such a thread sees from there on.
+pub(crate) fn fence_process() -> bool {
+    membarrier(MEMBARRIER_PRIVATE_EXPEDITED, 0, 0) == 0
+}
+
+/// As [`futex_wait`], but at most for `timeout`.
+pub(crate) fn futex_wait_for(word: &AtomicU32, expected: u32, timeout: core::time::Duration) {
+    let flags = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    let timeout =
+        libc::timespec { tv_sec: timeout.as_secs() as libc::time_t, tv_nsec: timeout.subsec_nanos() as libc::c_long };
+    keep_errno(|| {
+        // SAFETY: the word and the timeout are valid for the call.
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), flags, expected, &timeout) }
+    });
+}
+
+/// This thread's id, as the kernel counts them.
+pub(crate) fn thread_id() -> u32 {
+    // SAFETY: gettid has no preconditions.
+    (unsafe { libc::syscall(libc::SYS_gettid) }) as u32
 }
 
 /// Waits while `word` holds `expected`; may return early.
@@ -284,6 +319,12 @@ impl ThreadExit {
             key => unsafe { libc::pthread_setspecific(key, value) == 0 },
         }
     }
+}
+
+/// Writes the line to standard error.
+pub(crate) fn report(line: &[u8]) {
+    // SAFETY: the buffer is valid. What cannot be written is lost.
+    keep_errno(|| unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) });
 }
 
 /// Writes the line to standard error and aborts.

@@ -170,3 +170,32 @@ pub(crate) fn abort_with(line: &[u8]) -> ! {
 pub(crate) fn resident_bytes(_start: NonNull<u8>, len: usize) -> usize {
     len
 }
+
+pub(crate) fn register_process_fence() -> bool {
+    false
+}
+
+pub(crate) fn fence_process() -> bool {
+    false
+}
+
+pub(crate) fn futex_wait_for(word: &AtomicU32, expected: u32, timeout: core::time::Duration) {
+    // Ordering: as strong as a futex's own look.
+    if word.load(Ordering::SeqCst) == expected {
+        std::thread::sleep(timeout.min(core::time::Duration::from_millis(1)));
+    }
+}
+
+pub(crate) fn thread_id() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    std::thread_local!(static ID: u32 = NEXT.fetch_add(1, Ordering::Relaxed));
+    ID.with(|id| *id)
+}
+
+pub(crate) fn name_thread(_id: u32, line: &mut super::Message) {
+    line.text("?");
+}
+
+pub(crate) fn report(line: &[u8]) {
+    eprint!("{}", String::from_utf8_lossy(line));
+}
