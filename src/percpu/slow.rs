@@ -227,10 +227,6 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         batch.room()[len] = block;
         len += 1;
     }
-    // On another CPU by now, perhaps, whose stack had nothing to take and room for the block.
-    if len == 0 {
-        return;
-    }
     batch.set_len(len);
     if len == 0 {
         // Nothing could be taken, and then the block had room after all: others work on this CPU, too.
