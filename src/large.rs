@@ -119,7 +119,10 @@ fn run_at(block: NonNull<u8>, tag: u8, pages: u32) -> (&'static Zone, u32) {
     let wrong_size = "a block was freed or resized with a size that cannot be its own";
     match tag_at(block) {
         None => sys::die("a pointer that is not from this allocator was freed or resized", address),
-        Some((zone, page, found)) if found == tag && address.is_multiple_of(PAGE) => {
+        Some((zone, page, found)) if found == tag => {
+            if !address.is_multiple_of(PAGE) {
+                sys::die("a pointer into the middle of a block was freed", address);
+            }
             if zone.run_length(page) != pages {
                 sys::die(wrong_size, address);
             }
