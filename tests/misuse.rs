@@ -19,7 +19,7 @@ use pcpalloc::{Drain, PcpAlloc};
 static GLOBAL: PcpAlloc = PcpAlloc::new();
 
 const TWICE: &str = "a block was freed twice";
-const NOT_IN_USE: &str = "a pointer to memory that is not in use was freed (a double free, most likely)";
+const NOT_IN_USE: &str = "a pointer that is not a block in use was freed (a double free, most likely)";
 const FOREIGN: &str = "a pointer that is not from this allocator was freed or resized";
 const WRONG_SIZE: &str = "a block was freed or resized with a size that cannot be its own";
 const MIDDLE: &str = "a pointer into the middle of a block was freed";
@@ -155,8 +155,8 @@ const CASES: [Case; 36] = [
     }),
     ("middle-of-slab-block", MIDDLE, || inside(SLAB, 8)),
     ("middle-of-class-run", MIDDLE, || inside(CLASS_RUN, 8)),
-    ("later-page-of-class-run", MIDDLE, || inside(CLASS_RUN, PAGE)),
-    ("later-page-of-run", MIDDLE, || inside(RUN, PAGE)),
+    ("later-page-of-class-run", NOT_IN_USE, || inside(CLASS_RUN, PAGE)),
+    ("later-page-of-run", NOT_IN_USE, || inside(RUN, PAGE)),
     ("middle-of-run", MIDDLE, || inside(RUN, 8)),
 ];
 
