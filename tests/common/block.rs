@@ -3,7 +3,6 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::LazyLock;
 
 use super::{HEAP, Random};
 
@@ -11,10 +10,17 @@ use super::{HEAP, Random};
 const LEN: usize = 65_521;
 
 /// Random bytes that the contents of all blocks are taken from.
-static REFERENCE: LazyLock<[u8; LEN]> = LazyLock::new(|| {
+static REFERENCE: [u8; LEN] = {
     let mut random = Random::new(1);
-    std::array::from_fn(|_| random.word() as u8)
-});
+    let mut bytes = [0; LEN];
+    let (mut at, mut word) = (0, 0);
+    while at < LEN {
+        word = if at.is_multiple_of(8) { random.word() } else { word >> 8 };
+        bytes[at] = word as u8;
+        at += 1;
+    }
+    bytes
+};
 
 static ZEROS: [u8; LEN] = [0; LEN];
 
