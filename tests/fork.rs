@@ -64,7 +64,8 @@ fn live_on(inherited: Vec<Block>, seed: u64, may_fork: bool) {
     assert_eq!(reached.unreachable_cpus, 0, "the fence is inherited");
     let before = HEAP.stats();
     std::thread::spawn(move || exercise(seed + 1)).join().unwrap();
-    std::thread::spawn(move || drop(HEAP.trim())).join().unwrap();
+    let trimmed = std::thread::spawn(move || HEAP.trim()).join().unwrap();
+    assert_eq!(trimmed.unreachable_cpus, 0);
     let after = HEAP.stats();
     assert!(after.in_use < before.in_use + 64 * KIB, "{before}\n{after}");
     if may_fork {
