@@ -67,6 +67,8 @@ mod nolock;
 #[cfg(not(loom))]
 mod percpu;
 #[cfg(not(loom))]
+pub mod rcu;
+#[cfg(not(loom))]
 mod size_class;
 #[cfg(not(loom))]
 mod slab;
@@ -82,7 +84,7 @@ use core::{alloc::Layout, ptr::NonNull};
 
 #[cfg(not(loom))]
 pub use {
-    control::{Drain, DrainReport, Stats, TrimReport},
+    control::{ConfigError, Drain, DrainReport, Stats, TrimReport},
     percpu::Mode,
 };
 
