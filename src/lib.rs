@@ -63,6 +63,8 @@ mod large;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]
+pub mod mempool;
+#[cfg(not(loom))]
 mod nolock;
 #[cfg(not(loom))]
 mod percpu;

@@ -561,10 +561,6 @@ impl Core {
         self.hurry.load(Ordering::Relaxed)
     }
 
-    pub(super) fn chain_waits(&self) -> bool {
-        !self.chain.is_empty()
-    }
-
     // --- announcing ----------------------------------------------------------------------------------------
 
     /// From now on pages may fill: somebody has to look after them.
