@@ -44,7 +44,8 @@
 //!   track in the child. (`std::process::Command` does not allocate there.)
 //! - A double free whose two halves both still lie in a CPU's stack is not noticed until it is too late.
 
-#![cfg_attr(loom, allow(dead_code))]
+// What only restartable sequences need lies idle where there are none.
+#![cfg_attr(any(loom, pcpalloc_twin, miri, not(target_arch = "x86_64")), allow(dead_code))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]
