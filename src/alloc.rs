@@ -152,3 +152,21 @@ pub(crate) fn usable_size(layout: Layout) -> usize {
         None => large::usable_size(layout.size(), layout.align()),
     }
 }
+
+/// A block by the ordinary path, for layers of the heap that sit above it.
+///
+/// # Safety
+/// The layout's size is not zero.
+pub(crate) unsafe fn alloc_block(layout: Layout) -> *mut u8 {
+    // SAFETY: the caller's obligation.
+    unsafe { PcpAlloc::new().alloc(layout) }
+}
+
+/// Frees a block by the ordinary path.
+///
+/// # Safety
+/// As for [`GlobalAlloc::dealloc`].
+pub(crate) unsafe fn free_block(block: NonNull<u8>, layout: Layout) {
+    // SAFETY: the caller's obligation.
+    unsafe { PcpAlloc::new().dealloc(block.as_ptr(), layout) }
+}

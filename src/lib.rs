@@ -44,7 +44,8 @@
 //!   track in the child. (`std::process::Command` does not allocate there.)
 //! - A double free whose two halves both still lie in a CPU's stack is not noticed until it is too late.
 
-#![cfg_attr(loom, allow(dead_code))]
+// What only restartable sequences need lies idle where there are none.
+#![cfg_attr(any(loom, pcpalloc_twin, miri, not(target_arch = "x86_64")), allow(dead_code))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]
@@ -63,9 +64,13 @@ mod large;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]
+pub mod mempool;
+#[cfg(not(loom))]
 mod nolock;
 #[cfg(not(loom))]
 mod percpu;
+#[cfg(not(loom))]
+pub mod rcu;
 #[cfg(not(loom))]
 mod size_class;
 #[cfg(not(loom))]
@@ -82,7 +87,7 @@ use core::{alloc::Layout, ptr::NonNull};
 
 #[cfg(not(loom))]
 pub use {
-    control::{Drain, DrainReport, Stats, TrimReport},
+    control::{ConfigError, Drain, DrainReport, Stats, TrimReport},
     percpu::Mode,
 };
 

@@ -35,6 +35,13 @@ impl<T> Lock<T> {
         self.value.get_mut()
     }
 
+    /// Frees the lock, whoever holds it, and runs `f` on the value: for the child of a `fork`, where a holder
+    /// other than the caller is gone.
+    pub(crate) fn force(&self, f: impl FnOnce(&mut T)) {
+        self.state.store(FREE, Ordering::Relaxed);
+        f(&mut self.lock());
+    }
+
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
         self.acquire();

@@ -11,6 +11,7 @@ pub(crate) const NUMBER_BITS: u32 = 22;
 const NUMBER_MASK: u64 = (1 << NUMBER_BITS) - 1;
 
 /// A stack of numbers, linked through words that its user provides.
+#[derive(Debug)]
 pub(crate) struct Stack {
     /// Number of the top in the low bits, count of changes in the others.
     head: AtomicU64,

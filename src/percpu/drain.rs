@@ -15,6 +15,10 @@ pub(super) fn init(fence: bool) {
     FENCE.store(fence, Ordering::Relaxed);
 }
 
+pub(super) fn fence_available() -> bool {
+    FENCE.load(Ordering::Relaxed)
+}
+
 /// What became of a CPU's stacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CpuDrain {

@@ -17,6 +17,7 @@
 //! An operation that finds its stack empty, full, or not to be had goes to [`slow`].
 
 mod capacity;
+mod deferred;
 mod drain;
 mod region;
 mod reserve;
@@ -31,6 +32,7 @@ mod rseq;
 #[path = "absent.rs"]
 mod rseq;
 
+pub(crate) use deferred::{Array, deferred_available, deferred_count, exchange_here, exchange_on, push_deferred};
 pub(crate) use drain::{CpuDrain, cached_bytes, drain_all, drain_cpu, drain_thread, fork_lock, regions};
 pub(crate) use reserve::{ChargeError, charge, pop_nolock, push_nolock};
 pub(crate) use slow::{alloc_slow, free_slow};

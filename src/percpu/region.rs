@@ -23,6 +23,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
+use super::deferred::Array;
 use super::rseq::AboveFloor;
 use super::stopped::NOTHING;
 use crate::lock::Lock;
@@ -31,10 +32,12 @@ use crate::zone::META;
 
 /// Headers of a region, by index: the stack of each class is at the class's own; then come
 /// - a floor for each, in place of a top, below which `pop_above_floor` does not go,
-/// - the reserves, stacks that only nolock allocation takes from.
+/// - the reserves, stacks that only nolock allocation takes from,
+/// - a stack of words whose arrays come from the layer above (`deferred.rs`).
 pub(super) const FLOOR: usize = CLASSES;
 pub(super) const RESERVE: usize = 2 * CLASSES;
-pub(super) const HEADERS: usize = 3 * CLASSES;
+pub(super) const DEFERRED: usize = 3 * CLASSES;
+pub(super) const HEADERS: usize = DEFERRED + 1;
 
 /// Where a stack stands.
 #[repr(C, align(16))]
@@ -83,6 +86,8 @@ pub(super) struct Book {
     /// Where the search for an idle stack goes on.
     pub(super) hand: usize,
     pub(super) reserves: [Reserve; CLASSES],
+    /// First word of the array on the deferred stack.
+    pub(super) deferred: *mut usize,
 }
 
 /// A stack that only nolock allocation takes from.
@@ -168,6 +173,10 @@ impl Region {
             *region.headers[RESERVE + class].top.get_mut() = (&raw const NOTHING).cast_mut().wrapping_add(1);
             *region.headers[RESERVE + class].limit.get_mut() = (&raw const NOTHING).cast_mut().wrapping_add(1);
         }
+        let nothing = Array::none();
+        *region.headers[DEFERRED].top.get_mut() = nothing.top;
+        *region.headers[DEFERRED].limit.get_mut() = nothing.limit;
+        book.deferred = nothing.base;
         Some(region)
     }
 

@@ -125,14 +125,6 @@ fn advise(start: NonNull<u8>, len: usize, advice: MmapAdvise) -> bool {
     keep_errno(|| unsafe { mman::madvise(start.cast(), len, advice).is_ok() })
 }
 
-/// Gives the range memory now, in one call rather than one fault a page (Linux 5.14); a refusal is harmless.
-///
-/// # Safety
-/// The range is committed and belongs to the caller.
-pub(crate) unsafe fn populate(start: NonNull<u8>, len: usize) -> bool {
-    advise(start, len, MmapAdvise::MADV_POPULATE_WRITE)
-}
-
 /// Takes the memory behind the range away; it reads as zero afterwards.
 ///
 /// # Safety
@@ -269,16 +261,6 @@ pub(crate) unsafe fn register_rseq(area: NonNull<u8>) -> bool {
         // SAFETY: errno is valid in every thread. EBUSY: this very area is registered already.
         result == 0 || unsafe { *libc::__errno_location() } == libc::EBUSY
     })
-}
-
-/// The value of an environment variable, without a copy.
-pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
-    // SAFETY: the name is a C string. The result points into the environment; it is read at once, at the
-    // first allocation of the process, before the program had a chance to change its environment.
-    unsafe {
-        let value = libc::getenv(name.as_ptr());
-        (!value.is_null()).then(|| CStr::from_ptr(value))
-    }
 }
 
 /// Runs the three functions around every `fork`, as `pthread_atfork` does.

@@ -3,7 +3,7 @@
 //! One processor, one node, no rseq, so every thread has stacks of its own. Reservations are given their
 //! memory at once, zeroed; giving memory back zeroes it, which is what the layers above may rely on.
 
-use core::ffi::{CStr, c_void};
+use core::ffi::c_void;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -68,10 +68,6 @@ pub(crate) unsafe fn remap(start: NonNull<u8>, old: usize, new: usize) -> Option
     Some(moved)
 }
 
-pub(crate) unsafe fn populate(_start: NonNull<u8>, _len: usize) -> bool {
-    true
-}
-
 pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
     // SAFETY: the range belongs to the caller, who needs nothing in it any more.
     unsafe { core::ptr::write_bytes(start.as_ptr(), 0, len) };
@@ -118,10 +114,6 @@ pub(crate) fn glibc_rseq() -> Option<isize> {
 
 pub(crate) unsafe fn register_rseq(_area: NonNull<u8>) -> bool {
     false
-}
-
-pub(crate) fn environment(_name: &CStr) -> Option<&'static CStr> {
-    None
 }
 
 pub(crate) fn at_fork(_prepare: extern "C" fn(), _parent: extern "C" fn(), _child: extern "C" fn()) -> bool {

@@ -1,0 +1,110 @@
+//! A value that readers see whole while writers replace it; no `unsafe` for either.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use super::{ReadGuard, read_lock, retire};
+
+/// A value that is read in sections and replaced as a whole.
+///
+/// Reading is a load. A value that was replaced is dropped after a grace period, by the reclaimer's thread.
+///
+/// ```
+/// use pcpalloc::rcu::{self, RcuCell};
+///
+/// let config = RcuCell::new(String::from("v1"));
+/// {
+///     let guard = rcu::read_lock();
+///     let seen = config.read(&guard);
+///     config.replace(String::from("v2"));
+///     assert_eq!(seen, "v1"); // what the section has seen stays
+/// }
+/// assert_eq!(config.read(&rcu::read_lock()), "v2");
+/// config.update(|old| format!("{old}, revised"));
+/// assert_eq!(config.read(&rcu::read_lock()), "v2, revised");
+/// ```
+pub struct RcuCell<T: Send + Sync + 'static> {
+    value: AtomicPtr<T>,
+    _owns: PhantomData<T>,
+}
+
+impl<T: Send + Sync + 'static> RcuCell<T> {
+    /// A cell that holds `value`.
+    pub fn new(value: T) -> Self {
+        RcuCell { value: AtomicPtr::new(Box::into_raw(Box::new(value))), _owns: PhantomData }
+    }
+
+    /// The value, which stays as it is for as long as the section lasts.
+    #[inline]
+    pub fn read<'g>(&'g self, _guard: &'g ReadGuard) -> &'g T {
+        // Acquire, paired with the releases below: the value is complete.
+        // SAFETY: the value was current inside the section, so it is not dropped before the section ends, and
+        // the reference borrows the guard. While the cell is borrowed it is not dropped.
+        unsafe { &*self.value.load(Ordering::Acquire) }
+    }
+
+    /// Replaces the value.
+    pub fn replace(&self, value: T) {
+        let new = Box::into_raw(Box::new(value));
+        // Release, paired with the acquire in `read`; acquire, for the old value to be dropped.
+        let old = self.value.swap(new, Ordering::AcqRel);
+        // SAFETY: the old value came from a box and was just unlinked, by this thread alone.
+        retire(unsafe { Box::from_raw(old) });
+    }
+
+    /// Replaces the value by what `f` makes of it; `f` runs again if another writer came first.
+    pub fn update(&self, f: impl Fn(&T) -> T) {
+        let guard = read_lock();
+        let mut old = self.value.load(Ordering::Acquire);
+        loop {
+            // SAFETY: as in `read`.
+            let new = Box::into_raw(Box::new(f(unsafe { &*old })));
+            // The old value cannot come back while we are in a section, so equal means unchanged. Orderings
+            // as in `replace`.
+            match self.value.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => {
+                    // SAFETY: never published.
+                    drop(unsafe { Box::from_raw(new) });
+                    old = now;
+                }
+            }
+        }
+        drop(guard);
+        // SAFETY: as in `replace`.
+        retire(unsafe { Box::from_raw(old) });
+    }
+
+    /// The value, for the cell's only owner.
+    pub fn get_mut(&mut self) -> &mut T {
+        // SAFETY: `&mut self`: no reader borrows the cell.
+        unsafe { &mut **self.value.get_mut() }
+    }
+
+    /// The value, out of the cell.
+    pub fn into_inner(self) -> T {
+        let mut this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: no reader borrows the cell, and it is not dropped.
+        *unsafe { Box::from_raw(*this.value.get_mut()) }
+    }
+}
+
+impl<T: Send + Sync + 'static> Drop for RcuCell<T> {
+    fn drop(&mut self) {
+        // SAFETY: no reader borrows the cell, so none sees the value.
+        drop(unsafe { Box::from_raw(*self.value.get_mut()) });
+    }
+}
+
+impl<T: Send + Sync + Default + 'static> Default for RcuCell<T> {
+    fn default() -> Self {
+        RcuCell::new(T::default())
+    }
+}
+
+impl<T: Send + Sync + fmt::Debug + 'static> fmt::Debug for RcuCell<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RcuCell").field(self.read(&read_lock())).finish()
+    }
+}

@@ -1,0 +1,90 @@
+//! Grace periods that one can ask about, wait for, or await.
+
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use std::sync::Arc;
+
+use super::core::Core;
+
+/// What keeps a domain's core there for as long as a cookie is.
+pub(super) trait Holder: Send + Sync {
+    fn core(&self) -> &Core;
+}
+
+#[derive(Clone)]
+pub(super) enum CoreRef {
+    Default,
+    Own(Arc<dyn Holder>),
+}
+
+impl CoreRef {
+    fn get(&self) -> &Core {
+        match self {
+            CoreRef::Default => super::default_domain(),
+            CoreRef::Own(holder) => holder.core(),
+        }
+    }
+}
+
+/// A grace period that begins after the cookie was made: when it [is done](Cookie::is_done), every section that
+/// was under way then has ended.
+///
+/// May be kept, sent to other threads and asked from there. As a future it is ready when it is done; the
+/// reclaimer's thread drives it, and no runtime is needed.
+#[doc(alias = "rcu_gp_oldstate")]
+#[derive(Clone)]
+pub struct Cookie {
+    core: CoreRef,
+    number: u64,
+}
+
+impl core::fmt::Debug for Cookie {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Cookie").field("number", &self.number).field("done", &self.is_done()).finish()
+    }
+}
+
+impl Cookie {
+    pub(super) fn new(core: CoreRef) -> Cookie {
+        let number = core.get().periods.snap();
+        // Begins the grace period if none is under way.
+        core.get().periods.advance();
+        Cookie { core, number }
+    }
+
+    /// Whether the grace period is over. Helps it along, and never waits.
+    #[doc(alias = "poll_state_synchronize_rcu")]
+    pub fn is_done(&self) -> bool {
+        let periods = &self.core.get().periods;
+        if !periods.is_done(self.number) {
+            periods.advance();
+        }
+        periods.is_done(self.number)
+    }
+
+    /// Waits until it is over.
+    ///
+    /// # Panics
+    /// If the calling thread is inside a section of the same domain, which it would wait for for ever.
+    #[doc(alias = "cond_synchronize_rcu")]
+    pub fn wait(&self) {
+        let core = self.core.get();
+        super::assert_not_reading(core, "Cookie::wait");
+        core.periods.wait(self.number, false);
+    }
+}
+
+impl Future for Cookie {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_done() {
+            return Poll::Ready(());
+        }
+        let core = self.core.get();
+        core.wake_when_done(self.number, context.waker().clone());
+        // It may have ended before the waker was there to be woken.
+        if self.is_done() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}

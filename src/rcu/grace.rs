@@ -1,0 +1,169 @@
+//! Grace periods: numbered, one at a time, advanced by whoever has an interest.
+//!
+//! ```text
+//! advance:  unless one is under way: n = started + 1; started = n; barrier on all processors
+//!           if every reader's slot is past n: completed = n
+//! ```
+//!
+//! A cookie is the number of the first grace period that begins after it was taken, `started + 1`, for one
+//! that is under way may have begun before. Nobody blocks the others: a thread that waits advances, then sleeps
+//! a little, and so do all.
+
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use super::reader::{Slots, barrier_on_all};
+use crate::lock::Lock;
+use crate::sys::{self, Message};
+
+/// When a reader that holds a grace period up is reported, unless set otherwise.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) struct GracePeriods {
+    started: AtomicU64,
+    completed: AtomicU64,
+    gate: Lock<Gate>,
+    pub(super) slots: Slots,
+    pub(super) stats: GraceStats,
+    /// Nanoseconds; see [`STALL_TIMEOUT`].
+    stall_timeout: AtomicU64,
+}
+
+/// The grace period under way.
+struct Gate {
+    began: Option<Instant>,
+    reported: bool,
+}
+
+/// Relaxed throughout: statistics.
+pub(super) struct GraceStats {
+    pub(super) expedited: AtomicU64,
+    pub(super) stalls: AtomicU64,
+    /// How many grace periods took from 2^(n-1) up to 2^n microseconds.
+    pub(super) latency: [AtomicU64; LATENCIES],
+}
+
+pub(super) const LATENCIES: usize = 32;
+
+impl GracePeriods {
+    pub(super) const fn new() -> GracePeriods {
+        GracePeriods {
+            started: AtomicU64::new(1),
+            completed: AtomicU64::new(1),
+            gate: Lock::new(Gate { began: None, reported: false }),
+            slots: Slots::new(),
+            stats: GraceStats {
+                expedited: AtomicU64::new(0),
+                stalls: AtomicU64::new(0),
+                latency: [const { AtomicU64::new(0) }; LATENCIES],
+            },
+            stall_timeout: AtomicU64::new(STALL_TIMEOUT.as_nanos() as u64),
+        }
+    }
+
+    /// The number of the latest grace period that began.
+    #[inline(always)]
+    pub(super) fn started(&self) -> u64 {
+        // Acquire, paired with the store in `advance`: a reader that comes in under number n sees what was
+        // unlinked before n began.
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// How many grace periods have ended.
+    pub(super) fn count(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed) - 1
+    }
+
+    /// The grace period to wait for so that everybody who may see what the caller has unlinked is gone.
+    pub(super) fn snap(&self) -> u64 {
+        // Sequentially consistent: what the caller unlinked comes before the number is read, so the grace
+        // period of the next number begins after it. Partner: `advance`.
+        fence(Ordering::SeqCst);
+        self.started.load(Ordering::SeqCst) + 1
+    }
+
+    pub(super) fn is_done(&self, number: u64) -> bool {
+        // Acquire, paired with the release in `advance`: readers were done before.
+        self.completed.load(Ordering::Acquire) >= number
+    }
+
+    pub(super) fn set_stall_timeout(&self, timeout: Duration) {
+        self.stall_timeout.store(timeout.as_nanos().min(u64::MAX as u128) as u64, Ordering::Relaxed);
+    }
+
+    /// Begins a grace period if none is under way, and ends it if all readers are past it. Never waits.
+    pub(super) fn advance(&self) {
+        let Some(mut gate) = self.gate.try_lock() else { return };
+        // Relaxed: written under the gate only.
+        let mut number = self.started.load(Ordering::Relaxed);
+        let began = match gate.began {
+            Some(began) => began,
+            None => {
+                number += 1;
+                // Sequentially consistent: partner of `snap`, and a release for readers.
+                self.started.store(number, Ordering::SeqCst);
+                barrier_on_all();
+                gate.reported = false;
+                *gate.began.insert(Instant::now())
+            }
+        };
+        match self.slots.iter().find(|slot| !slot.is_past(number)) {
+            None => {
+                gate.began = None;
+                let micros = began.elapsed().as_micros() as u64;
+                let bucket = (64 - micros.leading_zeros() as usize).min(LATENCIES - 1);
+                self.stats.latency[bucket].fetch_add(1, Ordering::Relaxed);
+                // Release, paired with the acquire in `is_done`.
+                self.completed.store(number, Ordering::Release);
+            }
+            Some(slot) => {
+                let timeout = Duration::from_nanos(self.stall_timeout.load(Ordering::Relaxed));
+                if !gate.reported && began.elapsed() > timeout {
+                    gate.reported = true;
+                    self.stats.stalls.fetch_add(1, Ordering::Relaxed);
+                    let thread = slot.thread.load(Ordering::Relaxed);
+                    let mut line = Message::new();
+                    line.text("pcpalloc: rcu: a grace period is held up by thread ").decimal(thread as usize);
+                    line.text(" (");
+                    sys::name_thread(thread, &mut line);
+                    line.text("), which has been reading for ").decimal(began.elapsed().as_millis() as usize);
+                    line.text(" ms\n");
+                    sys::report(line.as_bytes());
+                }
+            }
+        }
+    }
+
+    /// Waits until grace period `number` has ended: without sleeping at first, and for long, if `expedited`.
+    pub(super) fn wait(&self, number: u64, expedited: bool) {
+        if expedited && !self.is_done(number) {
+            self.stats.expedited.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut turn = 0u32;
+        while !self.is_done(number) {
+            self.advance();
+            pause(turn, expedited);
+            turn += 1;
+        }
+    }
+
+    /// In the child of a `fork`: nobody is waiting, and of the readers only the caller is left.
+    pub(super) fn after_fork(&self) {
+        self.gate.force(|gate| gate.began = None);
+        // Nobody finishes what was under way; its number counts as begun and the next one covers it.
+        self.slots.forget_others(super::reader::own_slot());
+    }
+}
+
+/// Lets others run: spins, yields, then sleeps, longer from turn to turn.
+pub(super) fn pause(turn: u32, expedited: bool) {
+    let spins = if expedited { 200 } else { 20 };
+    match turn {
+        t if t < spins => core::hint::spin_loop(),
+        t if t < spins + 20 => std::thread::yield_now(),
+        t => {
+            let longest = if expedited { 100 } else { 1000 };
+            std::thread::sleep(Duration::from_micros(((t - spins) as u64 * 5).min(longest)));
+        }
+    }
+}
