@@ -41,6 +41,7 @@ fn bring_up() {
     STATE.store(UP, Ordering::Release);
     // After the heap is up: the C library may allocate here.
     sys::at_fork(before_fork, after_fork, after_fork);
+    sys::stay_loaded();
 }
 
 /// Every lock of the heap in the order in which they nest, so that the child finds nothing half done.
