@@ -24,7 +24,8 @@ fn collect(seed: u64) -> u64 {
     let letters: usize = words.iter().map(|(word, bytes)| word.len() + bytes.len()).sum();
     let digits: usize = (0..200).map(|n| format!("{seed} {n}").len() + 100 * n).sum();
     assert_eq!((sum, letters), (999 * 500, digits));
-    sum + large.iter().map(|&byte| byte as u64).sum::<u64>() - large.len() as u64
+    assert_eq!(large.clone(), large);
+    sum
 }
 
 /// Works with the heap on the calling thread; returns 499500.
