@@ -6,7 +6,8 @@ use super::region::Region;
 use super::slow::region_of;
 use super::{Mode, cpus, mode, rseq, slow, thread};
 use crate::size_class::{CLASSES, block_size};
-use crate::slab::transfer::Bundle;
+use crate::slab::transfer::{self, Bundle};
+use crate::zone::{MARKS, release};
 
 /// Whether threads on other CPUs can be fenced. Relaxed: set before initialisation is announced.
 static FENCE: AtomicBool = AtomicBool::new(false);
@@ -66,8 +67,38 @@ pub(crate) fn drain_thread() -> usize {
     if mode() == Mode::PerThread { thread::drain() } else { 0 }
 }
 
+/// Brings together what lies in stacks and batches, since it may make whole runs; and where a limit keeps the
+/// heap from growing, gives back what is free elsewhere.
+pub(crate) fn reclaim() {
+    drain_all();
+    transfer::drain();
+    if MARKS.is_limited() {
+        release(usize::MAX);
+    }
+}
+
+/// Empties the stacks of CPUs on which nothing has changed since this was last called; returns the bytes.
+pub(crate) fn drain_idle() -> usize {
+    if mode() == Mode::PerThread {
+        return 0;
+    }
+    let mut bytes = 0;
+    for (cpu, region) in (0..cpus()).filter_map(|cpu| Some((cpu, region_of(cpu)?))) {
+        let fingerprint = region.fingerprint();
+        // Relaxed: only the worker looks.
+        if region.seen.swap(fingerprint, Ordering::Relaxed) == fingerprint
+            && region.cached_now_ordinary() > 0
+            && let CpuDrain::Drained(drained) = drain_cpu(cpu)
+        {
+            bytes += drained;
+            region.seen.store(region.fingerprint(), Ordering::Relaxed);
+        }
+    }
+    bytes
+}
+
 /// Empties every stack that can be reached; returns the bytes.
-pub(crate) fn drain_all() -> usize {
+fn drain_all() -> usize {
     let cpus = (0..cpus()).map(|cpu| match drain_cpu(cpu) {
         CpuDrain::Drained(bytes) => bytes,
         CpuDrain::Unreachable => 0,
@@ -86,6 +117,12 @@ pub(crate) fn regions() -> impl Iterator<Item = &'static Region> {
 }
 
 impl Region {
+    /// Bytes in the stacks that a drain would empty.
+    fn cached_now_ordinary(&self) -> usize {
+        let book = self.book.lock();
+        (0..CLASSES).map(|class| self.count(&book.stacks[class], class) * block_size(class)).sum()
+    }
+
     /// Bytes in the stacks of a region that others use meanwhile.
     fn cached_now(&self) -> usize {
         let book = self.book.lock();
