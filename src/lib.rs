@@ -87,7 +87,9 @@ use core::{alloc::Layout, ptr::NonNull};
 
 #[cfg(not(loom))]
 pub use {
-    control::{Config, ConfigError, Drain, DrainReport, Stats, TrimReport, Watermarks},
+    control::{
+        BuddyInfo, Config, ConfigError, Drain, DrainReport, SlabInfo, Stats, TrimReport, VmStat, Watermarks, ZoneInfo,
+    },
     percpu::Mode,
     zone::HugePages,
 };
@@ -175,6 +177,26 @@ impl PcpAlloc {
     /// allocator's tables are resident: some hundred microseconds. Allocates nothing.
     pub fn stats(&self) -> Stats {
         control::stats()
+    }
+
+    /// The zones with their marks, and every CPU's stacks, as `/proc/zoneinfo` prints them.
+    pub fn zoneinfo(&self) -> ZoneInfo {
+        ZoneInfo
+    }
+
+    /// Free blocks of pages by order, as `/proc/buddyinfo` prints them.
+    pub fn buddyinfo(&self) -> BuddyInfo {
+        BuddyInfo
+    }
+
+    /// Slabs by size class, as `/proc/slabinfo` prints them.
+    pub fn slabinfo(&self) -> SlabInfo {
+        SlabInfo
+    }
+
+    /// Counters, as `/proc/vmstat` prints them.
+    pub fn vmstat(&self) -> VmStat {
+        VmStat
     }
 
     /// Gives cached blocks back to their slabs, where they can make whole runs of pages for other sizes.

@@ -2,11 +2,13 @@
 
 mod config;
 mod drain;
+mod report;
 mod stats;
 mod worker;
 
 pub use config::{Config, ConfigError, Watermarks};
 pub use drain::{Drain, DrainReport, TrimReport};
+pub use report::{BuddyInfo, SlabInfo, VmStat, ZoneInfo};
 pub use stats::Stats;
 
 pub(crate) use config::{limit, set_limit, set_watermarks, watermarks};

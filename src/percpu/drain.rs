@@ -7,7 +7,7 @@ use super::slow::region_of;
 use super::{Mode, cpus, mode, rseq, slow, thread};
 use crate::size_class::{CLASSES, block_size};
 use crate::slab::transfer::{self, Bundle};
-use crate::zone::{MARKS, release};
+use crate::zone::{COUNTERS, MARKS, release};
 
 /// Whether threads on other CPUs can be fenced. Relaxed: set before initialisation is announced.
 static FENCE: AtomicBool = AtomicBool::new(false);
@@ -70,6 +70,7 @@ pub(crate) fn drain_thread() -> usize {
 /// Brings together what lies in stacks and batches, since it may make whole runs; and where a limit keeps the
 /// heap from growing, gives back what is free elsewhere.
 pub(crate) fn reclaim() {
+    COUNTERS.stalls.fetch_add(1, Ordering::Relaxed);
     drain_all();
     transfer::drain();
     if MARKS.is_limited() {
@@ -83,7 +84,7 @@ pub(crate) fn drain_idle() -> usize {
         return 0;
     }
     let mut bytes = 0;
-    for (cpu, region) in (0..cpus()).filter_map(|cpu| Some((cpu, region_of(cpu)?))) {
+    for (cpu, region) in cpu_regions() {
         let fingerprint = region.fingerprint();
         // Relaxed: only the worker looks.
         if region.seen.swap(fingerprint, Ordering::Relaxed) == fingerprint
@@ -111,12 +112,24 @@ pub(crate) fn cached_bytes() -> usize {
     regions().map(Region::cached_now).sum()
 }
 
+/// The regions of all CPUs.
+pub(crate) fn cpu_regions() -> impl Iterator<Item = (usize, &'static Region)> {
+    (0..cpus()).filter_map(|cpu| Some((cpu, region_of(cpu)?)))
+}
+
 /// The regions of all CPUs and threads.
 pub(crate) fn regions() -> impl Iterator<Item = &'static Region> {
     (0..cpus()).filter_map(region_of).chain(thread::regions())
 }
 
 impl Region {
+    /// Blocks in all ordinary stacks, and how many there is room for.
+    pub(crate) fn blocks(&self) -> (usize, usize) {
+        let book = self.book.lock();
+        let count = (0..CLASSES).map(|class| self.count(&book.stacks[class], class)).sum();
+        (count, book.stacks.iter().map(|stack| stack.capacity as usize).sum())
+    }
+
     /// Bytes in the stacks that a drain would empty.
     fn cached_now_ordinary(&self) -> usize {
         let book = self.book.lock();

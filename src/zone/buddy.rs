@@ -78,9 +78,13 @@ impl Buddy {
     }
 
     /// Free pages.
-    #[cfg(test)]
     pub(crate) fn free_pages(&self) -> u32 {
         self.free
+    }
+
+    /// Pages that are ours, free or not.
+    pub(crate) fn added_pages(&self) -> u32 {
+        self.added
     }
 
     /// Pages handed out, or free and warm.

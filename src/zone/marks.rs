@@ -34,6 +34,25 @@ pub(crate) static MARKS: Marks = Marks {
     },
 };
 
+/// What has happened, in numbers. Relaxed throughout: statistics.
+pub(crate) struct Counters {
+    /// Times a zone was made larger.
+    pub(crate) growths: AtomicUsize,
+    /// Bytes given memory ahead of use.
+    pub(crate) populated: AtomicUsize,
+    /// Bytes given back to the system.
+    pub(crate) released: AtomicUsize,
+    /// Times everything cached was brought together because nothing was left.
+    pub(crate) stalls: AtomicUsize,
+}
+
+pub(crate) static COUNTERS: Counters = Counters {
+    growths: AtomicUsize::new(0),
+    populated: AtomicUsize::new(0),
+    released: AtomicUsize::new(0),
+    stalls: AtomicUsize::new(0),
+};
+
 /// Calls the worker: a futex word, and whether anybody waits on it.
 struct Bell {
     rings: AtomicU32,

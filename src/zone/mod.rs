@@ -16,7 +16,7 @@ mod reservation;
 pub(crate) mod mapping;
 
 pub(crate) use buddy::{MAX_ORDER, Purpose};
-pub(crate) use marks::{MARKS, free_resident, resident};
+pub(crate) use marks::{COUNTERS, MARKS, free_resident, resident};
 pub(crate) use meta::META;
 pub(crate) use node::{Run, nodes, note_node, pages_for, release};
 #[cfg(test)]

@@ -4,8 +4,8 @@ use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use super::buddy::{MAX_ORDER, Purpose};
-use super::marks::MARKS;
+use super::buddy::{MAX_ORDER, ORDERS, Purpose};
+use super::marks::{COUNTERS, MARKS};
 use super::reservation::Zone;
 use crate::lock::Lock;
 use crate::size_class::{PAGE, PAGE_SHIFT};
@@ -139,6 +139,16 @@ impl Zone {
         (self.with_buddy(|buddy| buddy.free_warm_pages()) as usize) << PAGE_SHIFT
     }
 
+    /// Free pages, and how many of them have memory behind them.
+    pub(crate) fn free_pages(&self) -> (u32, u32) {
+        self.with_buddy(|buddy| (buddy.free_pages(), buddy.free_warm_pages()))
+    }
+
+    /// Free blocks of each order.
+    pub(crate) fn free_blocks(&self) -> [u32; ORDERS] {
+        self.with_buddy(|buddy| core::array::from_fn(|order| buddy.free_blocks(order)))
+    }
+
     /// Free bytes that have had memory behind them and no use since this was last asked.
     pub(crate) fn take_surplus(&self) -> usize {
         (self.with_buddy(|buddy| buddy.take_least_warm()) as usize) << PAGE_SHIFT
@@ -158,6 +168,7 @@ impl Zone {
                 break;
             }
             populated += len;
+            COUNTERS.populated.fetch_add(len, Ordering::Relaxed);
         }
         populated
     }
@@ -184,6 +195,7 @@ impl Zone {
                 break;
             }
             released += warm << PAGE_SHIFT;
+            COUNTERS.released.fetch_add(warm << PAGE_SHIFT, Ordering::Relaxed);
         }
         released
     }

@@ -14,7 +14,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::buddy::{Buddy, MAX_ORDER, Purpose, Taken};
-use super::marks::MARKS;
+use super::marks::{COUNTERS, MARKS};
 use super::pages::{Descriptor, Pages};
 use crate::lock::Lock;
 use crate::size_class::{DESCRIPTOR, PAGE, PAGE_SHIFT};
@@ -173,6 +173,16 @@ impl Zone {
         (self.resident.load(Ordering::Relaxed) as usize) << PAGE_SHIFT
     }
 
+    /// Pages of address space.
+    pub(crate) fn spanned_pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Pages that can be handed out.
+    pub(crate) fn managed_pages(&self) -> u32 {
+        self.with_buddy(|buddy| buddy.added_pages())
+    }
+
     /// The tables at the start of the zone.
     pub(crate) fn metadata(&self) -> (NonNull<u8>, usize) {
         (self.address_of(0), DESCRIPTORS_AT + self.pages as usize * DESCRIPTOR)
@@ -299,6 +309,7 @@ impl Zone {
         let range: Range<u32> = (committed / PAGE) as u32..((committed + step) / PAGE) as u32;
         // Relaxed: whoever gets a pointer into the new pages gets it through the buddy's lock below.
         self.committed.store(range.end, Ordering::Relaxed);
+        COUNTERS.growths.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the range was committed just now and belongs to the zone.
         unsafe { advise(self.address_of(range.start), step, super::resident()) };
         self.with_buddy(|buddy| buddy.add(range));
