@@ -8,8 +8,8 @@ use crate::{PcpAlloc, heap, large, nolock, percpu};
 
 #[cold]
 #[inline(never)]
-fn alloc_class_slow(class: usize) -> *mut u8 {
-    heap::ensure_up();
+fn alloc_class_slow(heap: &PcpAlloc, class: usize) -> *mut u8 {
+    heap::ensure_up(&heap.config);
     nolock::settle();
     percpu::alloc_slow(class)
 }
@@ -26,8 +26,8 @@ unsafe fn free_class_slow(class: usize, block: *mut u8) {
 
 #[cold]
 #[inline(never)]
-fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
-    heap::ensure_up();
+fn alloc_large(heap: &PcpAlloc, layout: Layout, zeroed: bool) -> *mut u8 {
+    heap::ensure_up(&heap.config);
     nolock::settle();
     large::alloc(layout.size(), layout.align(), zeroed)
 }
@@ -45,9 +45,9 @@ unsafe fn free_large(block: *mut u8, layout: Layout) {
 
 /// A block of a class, from this CPU's stack or from behind it.
 #[inline(always)]
-fn alloc_class(class: usize) -> *mut u8 {
+fn alloc_class(heap: &PcpAlloc, class: usize) -> *mut u8 {
     let block = percpu::pop(class);
-    if block.is_null() { alloc_class_slow(class) } else { block }
+    if block.is_null() { alloc_class_slow(heap, class) } else { block }
 }
 
 // SAFETY: blocks are disjoint, as large and as aligned as asked, and stay the caller's until it frees them;
@@ -56,8 +56,8 @@ unsafe impl GlobalAlloc for PcpAlloc {
     #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class_of(layout.size(), layout.align()) {
-            Some(class) => alloc_class(class),
-            None => alloc_large(layout, false),
+            Some(class) => alloc_class(self, class),
+            None => alloc_large(self, layout, false),
         }
     }
 
@@ -80,15 +80,15 @@ unsafe impl GlobalAlloc for PcpAlloc {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match class_of(layout.size(), layout.align()) {
             Some(class) if !is_run_class(class) => {
-                let block = alloc_class(class);
+                let block = alloc_class(self, class);
                 if !block.is_null() {
                     // SAFETY: the block is at least this large.
                     unsafe { block.write_bytes(0, layout.size()) };
                 }
                 block
             }
-            Some(class) => alloc_zeroed_run(class, layout.size()),
-            None => alloc_large(layout, true),
+            Some(class) => alloc_zeroed_run(self, class, layout.size()),
+            None => alloc_large(self, layout, true),
         }
     }
 
@@ -110,8 +110,8 @@ unsafe impl GlobalAlloc for PcpAlloc {
 /// one may need nothing.
 #[cold]
 #[inline(never)]
-fn alloc_zeroed_run(class: usize, size: usize) -> *mut u8 {
-    heap::ensure_up();
+fn alloc_zeroed_run(heap: &PcpAlloc, class: usize, size: usize) -> *mut u8 {
+    heap::ensure_up(&heap.config);
     let block = percpu::pop(class);
     if !block.is_null() {
         // SAFETY: the block is at least this large.

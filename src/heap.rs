@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::slab::{central, transfer};
 use crate::zone::{META, nodes};
-use crate::{percpu, size_class, sys};
+use crate::{Config, control, percpu, size_class, sys};
 
 const DOWN: u32 = 0;
 const COMING: u32 = 1;
@@ -14,10 +14,10 @@ static STATE: AtomicU32 = AtomicU32::new(DOWN);
 
 /// Brings the heap up unless it is; every slow path starts here.
 #[inline]
-pub(crate) fn ensure_up() {
+pub(crate) fn ensure_up(config: &Config) {
     // Acquire, paired with the release in `bring_up`: what it set is seen.
     if STATE.load(Ordering::Acquire) != UP {
-        bring_up();
+        bring_up(config);
     }
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn is_up() -> bool {
 
 #[cold]
 #[inline(never)]
-fn bring_up() {
+fn bring_up(config: &Config) {
     // Acquire and release: as above; Relaxed on failure, as `ensure_up` loads again.
     if STATE.compare_exchange(DOWN, COMING, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         while STATE.load(Ordering::Acquire) == COMING {
@@ -38,9 +38,10 @@ fn bring_up() {
     }
     percpu::init();
     transfer::init(percpu::cpus());
+    config.apply();
     STATE.store(UP, Ordering::Release);
     // After the heap is up: the C library may allocate here.
-    sys::at_fork(before_fork, after_fork, after_fork);
+    sys::at_fork(before_fork, after_fork, after_fork_in_child);
     sys::stay_loaded();
 }
 
@@ -67,4 +68,9 @@ extern "C" fn before_fork() {
 
 extern "C" fn after_fork() {
     fork_locks(false);
+}
+
+extern "C" fn after_fork_in_child() {
+    fork_locks(false);
+    control::after_fork();
 }

@@ -8,9 +8,9 @@ use core::sync::atomic::Ordering;
 
 use crate::percpu;
 use crate::size_class::{CLASS, PAGE, PAGE_SHIFT, class_of};
-use crate::slab::{NOT_IN_USE, account_run, class_of_tag, tag_at, tag_of, transfer};
+use crate::slab::{NOT_IN_USE, account_run, class_of_tag, tag_at, tag_of};
 use crate::sys;
-use crate::zone::{Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, pages_for};
+use crate::zone::{MARKS, Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, pages_for};
 
 /// How a request is served that no slab serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> *mut u8 {
             })
         }
         _ => mapping::alloc(size, align).or_else(|| {
-            reclaim();
+            percpu::reclaim();
             mapping::alloc(size, align)
         }),
     };
@@ -72,15 +72,9 @@ fn alloc_run(pages: u32, order: u32, purpose: Purpose) -> Option<Run> {
         (here..nodes().len()).chain(0..here).find_map(|node| nodes()[node].alloc(pages, order, purpose))
     };
     any_node().or_else(|| {
-        reclaim();
+        percpu::reclaim();
         any_node()
     })
-}
-
-/// Brings together what lies in stacks and batches: it may make whole runs.
-fn reclaim() {
-    percpu::drain_all();
-    transfer::drain();
 }
 
 /// Zeroes those pages of a run that may hold something.
@@ -153,7 +147,9 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: u
                 _ => (None, Purpose::Large),
             };
             let (zone, page) = run_at(block, tag, had);
-            if !zone.resize(page, had, wants, purpose) {
+            if wants > had && !MARKS.admits((wants - had) as usize * PAGE, new)
+                || !zone.resize(page, had, wants, purpose)
+            {
                 return None;
             }
             let node = zone.node();

@@ -87,8 +87,11 @@ use core::{alloc::Layout, ptr::NonNull};
 
 #[cfg(not(loom))]
 pub use {
-    control::{ConfigError, Drain, DrainReport, Stats, TrimReport},
+    control::{
+        BuddyInfo, Config, ConfigError, Drain, DrainReport, SlabInfo, Stats, TrimReport, VmStat, Watermarks, ZoneInfo,
+    },
     percpu::Mode,
+    zone::HugePages,
 };
 
 /// The allocator: a handle on the one heap of the process.
@@ -98,7 +101,7 @@ pub use {
 #[derive(Debug, Default)]
 #[cfg(not(loom))]
 pub struct PcpAlloc {
-    _private: (),
+    config: Config,
 }
 
 /// A charge could not be made.
@@ -125,7 +128,47 @@ impl PcpAlloc {
     ///
     /// Nothing is initialised until the first allocation.
     pub const fn new() -> Self {
-        PcpAlloc { _private: () }
+        PcpAlloc { config: Config::new() }
+    }
+
+    /// A handle on the heap that brings it up with these settings, if it makes the heap's first allocation.
+    pub const fn with_config(config: Config) -> Self {
+        PcpAlloc { config }
+    }
+
+    /// The marks in force over free resident memory.
+    pub fn watermarks(&self) -> Watermarks {
+        heap::ensure_up(&self.config);
+        control::watermarks()
+    }
+
+    /// Sets the marks over free resident memory; the worker acts on them within a fraction of a second.
+    ///
+    /// # Errors
+    /// If they contradict each other.
+    pub fn set_watermarks(&self, marks: Watermarks) -> Result<(), ConfigError> {
+        heap::ensure_up(&self.config);
+        control::set_watermarks(marks)
+    }
+
+    /// Most bytes that the heap may have resident, if there is a limit.
+    pub fn limit(&self) -> Option<usize> {
+        heap::ensure_up(&self.config);
+        control::limit()
+    }
+
+    /// Limits the bytes that the heap may have resident: in use, cached, free and metadata.
+    ///
+    /// At the limit stacks are drained and free memory is given back; if that is not enough, allocation returns
+    /// null, until something is freed. It never aborts and never waits. (What a null from `alloc` does to a
+    /// program is the program's affair: `Box` and `Vec::push` end it, `try_reserve` does not.)
+    ///
+    /// # Errors
+    /// If less is asked for than is in use now.
+    #[doc(alias = "memory_limit")]
+    pub fn set_limit(&self, bytes: Option<usize>) -> Result<(), ConfigError> {
+        heap::ensure_up(&self.config);
+        control::set_limit(bytes)
     }
 
     /// Where the heap's memory is, and how often its slow paths ran.
@@ -134,6 +177,26 @@ impl PcpAlloc {
     /// allocator's tables are resident: some hundred microseconds. Allocates nothing.
     pub fn stats(&self) -> Stats {
         control::stats()
+    }
+
+    /// The zones with their marks, and every CPU's stacks, as `/proc/zoneinfo` prints them.
+    pub fn zoneinfo(&self) -> ZoneInfo {
+        ZoneInfo
+    }
+
+    /// Free blocks of pages by order, as `/proc/buddyinfo` prints them.
+    pub fn buddyinfo(&self) -> BuddyInfo {
+        BuddyInfo
+    }
+
+    /// Slabs by size class, as `/proc/slabinfo` prints them.
+    pub fn slabinfo(&self) -> SlabInfo {
+        SlabInfo
+    }
+
+    /// Counters, as `/proc/vmstat` prints them.
+    pub fn vmstat(&self) -> VmStat {
+        VmStat
     }
 
     /// Gives cached blocks back to their slabs, where they can make whole runs of pages for other sizes.

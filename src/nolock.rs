@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::size_class::{CLASSES, class_of};
 use crate::slab::{free_bulk, tag_at, tag_of};
-use crate::{heap, large, percpu, sys};
+use crate::{Config, heap, large, percpu, sys};
 
 /// In a list's words: where the number of the class starts. Addresses of user space end before.
 const CLASS_SHIFT: u32 = 48;
@@ -126,7 +126,7 @@ fn settle_all() {
 }
 
 pub(crate) fn charge(layout: Layout, per_cpu: usize) -> Result<(), percpu::ChargeError> {
-    heap::ensure_up();
+    heap::ensure_up(&Config::new());
     match class_of(layout.size(), layout.align()) {
         Some(class) => percpu::charge(class, per_cpu),
         None => Err(percpu::ChargeError::OutOfMemory),

@@ -2,8 +2,8 @@
 
 use crate::percpu::{self, CpuDrain};
 use crate::slab::transfer;
-use crate::zone::nodes;
-use crate::{heap, nolock, sys};
+use crate::zone::release;
+use crate::{heap, nolock};
 
 /// Whose cached blocks to give back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,9 +75,7 @@ pub(crate) fn trim() -> TrimReport {
         return TrimReport::default();
     }
     let drained = drain(Drain::All);
-    // A run smaller than a page of the system has nothing to give.
-    let least = (sys::page_size() / crate::size_class::PAGE).trailing_zeros();
-    let released = nodes().iter().flat_map(|node| node.zones()).map(|zone| zone.release_free(least)).sum();
+    let released = release(usize::MAX);
     TrimReport {
         released,
         drained: drained.drained,

@@ -2,11 +2,16 @@
 
 mod config;
 mod drain;
+mod report;
 mod stats;
+mod worker;
 
-pub use config::ConfigError;
+pub use config::{Config, ConfigError, Watermarks};
 pub use drain::{Drain, DrainReport, TrimReport};
+pub use report::{BuddyInfo, SlabInfo, VmStat, ZoneInfo};
 pub use stats::Stats;
 
+pub(crate) use config::{limit, set_limit, set_watermarks, watermarks};
 pub(crate) use drain::{drain, trim};
 pub(crate) use stats::stats;
+pub(crate) use worker::after_fork;

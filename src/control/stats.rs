@@ -110,6 +110,40 @@ pub(crate) fn stats() -> Stats {
     stats
 }
 
+impl Stats {
+    /// Writes the snapshot in Prometheus' text format, metrics named `pcpalloc_…`; allocates nothing itself.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write_prometheus(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let gauges = [
+            ("in_use_bytes", "Blocks the program holds.", self.in_use),
+            ("percpu_cached_bytes", "Free blocks in per-CPU stacks and batches.", self.percpu_cached),
+            ("free_resident_bytes", "Free memory not given back to the system.", self.free_resident),
+            ("metadata_bytes", "The allocator's own tables.", self.metadata),
+            ("resident_bytes", "All of the above.", self.resident),
+            ("committed_bytes", "Address space made usable.", self.committed),
+            ("mappings", "Blocks that are mappings of their own.", self.mappings),
+            ("zones", "Zones.", self.zones),
+            ("nolock_deferred", "Blocks on the nolock free list.", self.nolock_deferred),
+        ];
+        let counters = [
+            ("refills_total", "Empty stacks filled.", self.refills),
+            ("flushes_total", "Full stacks halved.", self.flushes),
+            ("drains_total", "CPUs drained.", self.drains),
+            ("nolock_hits_total", "Nolock allocations served.", self.nolock_hits),
+            ("nolock_misses_total", "Nolock allocations that found nothing.", self.nolock_misses),
+            ("nolock_refusals_total", "Nolock allocations refused by the floor.", self.nolock_refusals),
+        ];
+        for (rows, kind) in [(&gauges[..], "gauge"), (&counters[..], "counter")] {
+            for (name, help, value) in rows {
+                writeln!(out, "# HELP pcpalloc_{name} {help}\n# TYPE pcpalloc_{name} {kind}\npcpalloc_{name} {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Bytes for people.
 struct Size(usize);
 

@@ -6,7 +6,8 @@ use super::region::Region;
 use super::slow::region_of;
 use super::{Mode, cpus, mode, rseq, slow, thread};
 use crate::size_class::{CLASSES, block_size};
-use crate::slab::transfer::Bundle;
+use crate::slab::transfer::{self, Bundle};
+use crate::zone::{COUNTERS, MARKS, release};
 
 /// Whether threads on other CPUs can be fenced. Relaxed: set before initialisation is announced.
 static FENCE: AtomicBool = AtomicBool::new(false);
@@ -66,8 +67,39 @@ pub(crate) fn drain_thread() -> usize {
     if mode() == Mode::PerThread { thread::drain() } else { 0 }
 }
 
+/// Brings together what lies in stacks and batches, since it may make whole runs; and where a limit keeps the
+/// heap from growing, gives back what is free elsewhere.
+pub(crate) fn reclaim() {
+    COUNTERS.stalls.fetch_add(1, Ordering::Relaxed);
+    drain_all();
+    transfer::drain();
+    if MARKS.is_limited() {
+        release(usize::MAX);
+    }
+}
+
+/// Empties the stacks of CPUs on which nothing has changed since this was last called; returns the bytes.
+pub(crate) fn drain_idle() -> usize {
+    if mode() == Mode::PerThread {
+        return 0;
+    }
+    let mut bytes = 0;
+    for (cpu, region) in cpu_regions() {
+        let fingerprint = region.fingerprint();
+        // Relaxed: only the worker looks.
+        if region.seen.swap(fingerprint, Ordering::Relaxed) == fingerprint
+            && region.cached_now_ordinary() > 0
+            && let CpuDrain::Drained(drained) = drain_cpu(cpu)
+        {
+            bytes += drained;
+            region.seen.store(region.fingerprint(), Ordering::Relaxed);
+        }
+    }
+    bytes
+}
+
 /// Empties every stack that can be reached; returns the bytes.
-pub(crate) fn drain_all() -> usize {
+fn drain_all() -> usize {
     let cpus = (0..cpus()).map(|cpu| match drain_cpu(cpu) {
         CpuDrain::Drained(bytes) => bytes,
         CpuDrain::Unreachable => 0,
@@ -80,12 +112,30 @@ pub(crate) fn cached_bytes() -> usize {
     regions().map(Region::cached_now).sum()
 }
 
+/// The regions of all CPUs.
+pub(crate) fn cpu_regions() -> impl Iterator<Item = (usize, &'static Region)> {
+    (0..cpus()).filter_map(|cpu| Some((cpu, region_of(cpu)?)))
+}
+
 /// The regions of all CPUs and threads.
 pub(crate) fn regions() -> impl Iterator<Item = &'static Region> {
     (0..cpus()).filter_map(region_of).chain(thread::regions())
 }
 
 impl Region {
+    /// Blocks in all ordinary stacks, and how many there is room for.
+    pub(crate) fn blocks(&self) -> (usize, usize) {
+        let book = self.book.lock();
+        let count = (0..CLASSES).map(|class| self.count(&book.stacks[class], class)).sum();
+        (count, book.stacks.iter().map(|stack| stack.capacity as usize).sum())
+    }
+
+    /// Bytes in the stacks that a drain would empty.
+    fn cached_now_ordinary(&self) -> usize {
+        let book = self.book.lock();
+        (0..CLASSES).map(|class| self.count(&book.stacks[class], class) * block_size(class)).sum()
+    }
+
     /// Bytes in the stacks of a region that others use meanwhile.
     fn cached_now(&self) -> usize {
         let book = self.book.lock();

@@ -33,7 +33,9 @@ mod rseq;
 mod rseq;
 
 pub(crate) use deferred::{Array, deferred_available, deferred_count, exchange_here, exchange_on, push_deferred};
-pub(crate) use drain::{CpuDrain, cached_bytes, drain_all, drain_cpu, drain_thread, fork_lock, regions};
+pub(crate) use drain::{
+    CpuDrain, cached_bytes, cpu_regions, drain_cpu, drain_idle, drain_thread, fork_lock, reclaim, regions,
+};
 pub(crate) use reserve::{ChargeError, charge, pop_nolock, push_nolock};
 pub(crate) use slow::{alloc_slow, free_slow};
 

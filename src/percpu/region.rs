@@ -60,6 +60,8 @@ pub(crate) struct Region {
     /// A reserve has been taken from, or a nolock allocation found nothing: the next visit to the slow path
     /// sees to it.
     pub(super) wanting: AtomicBool,
+    /// What the stacks' tops added up to when the worker last came by.
+    pub(super) seen: AtomicUsize,
     /// How much to add to each stack that nolock allocation finds empty (`reserve.rs`).
     pub(super) levels: [AtomicU8; CLASSES],
     pub(super) counters: Counters,
@@ -289,6 +291,13 @@ impl Region {
     /// Blocks that a reserve lacks.
     pub(super) fn reserve_lacks(&self, reserve: &Reserve, class: usize) -> usize {
         reserve.charge - self.reserve_count(reserve, class)
+    }
+
+    /// A number that changes when any stack does, most likely.
+    pub(super) fn fingerprint(&self) -> usize {
+        let tops = self.headers[..CLASSES].iter().map(|header| header.top.load(Ordering::Relaxed) as usize);
+        let events = [&self.counters.refills, &self.counters.flushes].map(|n| n.load(Ordering::Relaxed));
+        tops.chain(events).fold(0, |sum, part| sum.rotate_left(5) ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     /// Where the region lies.

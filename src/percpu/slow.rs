@@ -140,9 +140,7 @@ pub(crate) fn alloc_slow(class: usize) -> *mut u8 {
     if block != 0 {
         return block as *mut u8;
     }
-    // Blocks that wait in stacks and batches can make whole runs, of this class or another.
-    super::drain::drain_all();
-    transfer::drain();
+    super::drain::reclaim();
     alloc_one(node_of(sys::current_cpu()), class) as *mut u8
 }
 
@@ -219,6 +217,9 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         return;
     }
     region.counters.flushes.fetch_add(1, Ordering::Relaxed);
+    if surplus == 0 {
+        return slab::free_bulk(class, &[block]);
+    }
     let Some(mut batch) = transfer::BatchBox::new() else {
         return slab::free_bulk(class, &[block]);
     };

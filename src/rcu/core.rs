@@ -631,7 +631,8 @@ impl Core {
             work.blocks = null_mut();
             work.chain = null_mut();
         });
-        self.wakers.force(|_| {});
+        // A list that was being changed is not to be looked into.
+        self.wakers.force(|wakers| core::mem::forget(core::mem::take(wakers)));
         self.pool.after_fork();
         self.disposing.store(0, Ordering::Relaxed);
         self.served.store(false, Ordering::Relaxed);

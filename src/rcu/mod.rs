@@ -98,7 +98,7 @@ static DEFAULT: Core = Core::new(true);
 fn default_domain() -> &'static Core {
     static READY: Once = Once::new();
     READY.call_once(|| {
-        crate::heap::ensure_up();
+        crate::heap::ensure_up(&crate::Config::new());
         reader::init();
         reader::init_exit();
         crate::sys::at_fork(before_fork, after_fork_in_parent, after_fork_in_child);

@@ -11,12 +11,12 @@
 //! | group | functions |
 //! | --- | --- |
 //! | address space | `reserve` (no memory behind it), `commit` (readable, writable, reads as zero), `map` (both at once), `unmap`, `remap` |
-//! | memory | `release`, `advise_huge` |
+//! | memory | `populate`, `release`, `advise_huge` |
 //! | processors | `possible_cpus`, `node_of_cpu`, `nodes`, `current_cpu` |
 //! | ordering | `register_membarrier`, `fence_cpu` |
 //! | waiting | `futex_wait`, `futex_wake` |
 //! | rseq | `glibc_rseq`, `register_rseq` |
-//! | process | `page_size`, `at_fork`, `stay_loaded`, `on_thread_exit`, `die` |
+//! | process | `page_size`, `environment`, `spawn`, `at_fork`, `stay_loaded`, `on_thread_exit`, `die` |
 
 #[cfg(not(any(pcpalloc_twin, miri)))]
 mod cpus;

@@ -68,6 +68,10 @@ pub(crate) unsafe fn remap(start: NonNull<u8>, old: usize, new: usize) -> Option
     Some(moved)
 }
 
+pub(crate) unsafe fn populate(_start: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
 pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
     // SAFETY: the range belongs to the caller, who needs nothing in it any more.
     unsafe { core::ptr::write_bytes(start.as_ptr(), 0, len) };
@@ -113,6 +117,14 @@ pub(crate) fn glibc_rseq() -> Option<isize> {
 }
 
 pub(crate) unsafe fn register_rseq(_area: NonNull<u8>) -> bool {
+    false
+}
+
+pub(crate) fn environment(_name: &core::ffi::CStr) -> Option<&'static core::ffi::CStr> {
+    None
+}
+
+pub(crate) fn spawn(_name: &'static core::ffi::CStr, _body: extern "C" fn()) -> bool {
     false
 }
 

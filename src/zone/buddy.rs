@@ -41,8 +41,14 @@ pub(crate) struct Buddy {
     warm: [FreeList; ORDERS],
     /// Page numbers from here on are not ours yet.
     end: u32,
+    /// Pages that are ours.
+    added: u32,
     free: u32,
     free_warm: u32,
+    /// The least that `free_warm` has been since it was last asked for.
+    least_warm: u32,
+    /// Warm pages that are left for last.
+    pub(crate) reserve: u32,
 }
 
 /// What pages are taken for, which decides how they are tagged.
@@ -68,18 +74,32 @@ impl Buddy {
     /// A buddy allocator that has no pages; [`Buddy::add`] gives it some.
     pub(crate) const fn new(pages: Pages) -> Self {
         let empty = [FreeList { head: NONE, blocks: 0 }; ORDERS];
-        Buddy { pages, cold: empty, warm: empty, end: 0, free: 0, free_warm: 0 }
+        Buddy { pages, cold: empty, warm: empty, end: 0, added: 0, free: 0, free_warm: 0, least_warm: 0, reserve: 0 }
     }
 
     /// Free pages.
-    #[cfg(test)]
     pub(crate) fn free_pages(&self) -> u32 {
         self.free
+    }
+
+    /// Pages that are ours, free or not.
+    pub(crate) fn added_pages(&self) -> u32 {
+        self.added
+    }
+
+    /// Pages handed out, or free and warm.
+    pub(crate) fn resident_pages(&self) -> u32 {
+        self.added - (self.free - self.free_warm)
     }
 
     /// Free pages with memory behind them.
     pub(crate) fn free_warm_pages(&self) -> u32 {
         self.free_warm
+    }
+
+    /// Free pages that have had memory behind them and no use since this was last asked.
+    pub(crate) fn take_least_warm(&mut self) -> u32 {
+        core::mem::replace(&mut self.least_warm, self.free_warm)
     }
 
     /// Free blocks of an order.
@@ -96,6 +116,7 @@ impl Buddy {
     pub(crate) fn add(&mut self, pages: Range<u32>) {
         debug_assert!(self.end <= pages.start);
         self.end = pages.end;
+        self.added += pages.end - pages.start;
         self.free += pages.end - pages.start;
         self.give_range(pages);
     }
@@ -113,6 +134,7 @@ impl Buddy {
         let warm = self.pages.warm_in(page..end);
         self.free -= count;
         self.free_warm -= warm;
+        self.least_warm = self.least_warm.min(self.free_warm);
         Some(Taken { page, warm })
     }
 
@@ -151,6 +173,7 @@ impl Buddy {
         let warm = self.pages.warm_in(run.end..new_end);
         self.free -= new_end - run.end;
         self.free_warm -= warm;
+        self.least_warm = self.least_warm.min(self.free_warm);
         Some(warm)
     }
 
@@ -171,6 +194,16 @@ impl Buddy {
 
     pub(crate) fn pages(&mut self) -> &mut Pages {
         &mut self.pages
+    }
+
+    /// Takes the largest cold free block out, of at most `1 << most` pages, to be given memory; the caller returns
+    /// it with [`Buddy::free`].
+    pub(crate) fn take_cold(&mut self, most: u32) -> Option<Range<u32>> {
+        let order = (0..=most as usize).rev().find(|&o| self.cold[o].head != NONE)?;
+        let page = self.cold[order].head;
+        self.unlink(page, order as u32);
+        self.free -= 1 << order;
+        Some(page..page + (1 << order))
     }
 
     /// Takes the largest warm free block out for its memory to be given back; the caller
@@ -203,10 +236,14 @@ impl Buddy {
 
     /// Takes one block of exactly `order` out of the lists.
     fn take(&mut self, order: u32) -> Option<u32> {
-        let from = order as usize..ORDERS;
-        let found = from.clone().find(|&o| self.warm[o].head != NONE).map(|o| (o, self.warm[o].head));
-        let (found, mut page) =
-            found.or_else(|| from.clone().find(|&o| self.cold[o].head != NONE).map(|o| (o, self.cold[o].head)))?;
+        let first = |lists: &[FreeList; ORDERS]| {
+            (order as usize..ORDERS).find(|&o| lists[o].head != NONE).map(|o| (o, lists[o].head))
+        };
+        let (found, mut page) = if self.free_warm < self.reserve {
+            first(&self.cold).or_else(|| first(&self.warm))?
+        } else {
+            first(&self.warm).or_else(|| first(&self.cold))?
+        };
         self.unlink(page, found as u32);
         for half in (order..found as u32).rev() {
             let (low, high) = (page, page + (1 << half));

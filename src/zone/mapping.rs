@@ -10,7 +10,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::Zone;
+use super::{MARKS, Zone};
 use crate::sys;
 
 /// Bytes in mappings, headers included. Relaxed throughout: a statistic.
@@ -62,6 +62,9 @@ pub(crate) fn alloc(size: usize, align: usize) -> Option<NonNull<u8>> {
     let slack = if align > page { align } else { 0 };
     let len = usable.checked_add(page)?.checked_add(slack)?;
     if len > isize::MAX as usize {
+        return None;
+    }
+    if !MARKS.admits(usable, size) {
         return None;
     }
     let start = sys::map(len)?;
@@ -122,6 +125,9 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: u
         }
         // A mapping that moves is aligned to a page. (The twin keeps what lies in front of the header.)
         if align > page || sys::addr(start) + page != sys::addr(block) || usable > isize::MAX as usize - page {
+            return None;
+        }
+        if usable > header.usable && !MARKS.admits(usable - header.usable, new) {
             return None;
         }
         let start = sys::remap(start, len, usable + page)?;

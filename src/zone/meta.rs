@@ -8,7 +8,7 @@ use crate::sys;
 const CHUNK: usize = 256 << 10;
 
 /// The process's bookkeeping memory.
-pub(crate) static META: Meta = Meta { chunk: Lock::new(Chunk { start: 0, end: 0, mapped: 0, full: 0 }) };
+pub(crate) static META: Meta = Meta { chunk: Lock::new(Chunk { start: 0, end: 0, mapped: 0, large: 0 }) };
 
 pub(crate) struct Meta {
     chunk: Lock<Chunk>,
@@ -19,8 +19,8 @@ struct Chunk {
     end: usize,
     /// Bytes of all chunks.
     mapped: usize,
-    /// Bytes of chunks that have been used up or are one allocation.
-    full: usize,
+    /// Bytes of allocations as large as a chunk.
+    large: usize,
 }
 
 impl Meta {
@@ -33,8 +33,12 @@ impl Meta {
             // on paths that wait for system calls anyway.
             let len = sys::round_up(size.max(CHUNK), sys::page_size())?;
             start = sys::addr(sys::map(len)?);
-            chunk.full += chunk.end - chunk.start;
             chunk.mapped += len;
+            if size >= CHUNK {
+                // By itself: what is left of the current chunk stays in use.
+                chunk.large += len;
+                return NonNull::new(start as *mut u8);
+            }
             chunk.end = start + len;
         }
         chunk.start = start + size;
@@ -44,6 +48,12 @@ impl Meta {
     /// Locks or unlocks for `fork`.
     pub(crate) fn fork_lock(&self, acquire: bool) {
         if acquire { self.chunk.acquire() } else { self.chunk.release() }
+    }
+
+    /// Bytes that are resident, by estimate: most of a large allocation is never touched.
+    pub(crate) fn resident_estimate(&self) -> usize {
+        let chunk = self.chunk.lock();
+        chunk.mapped - chunk.large - (chunk.end - chunk.start) + chunk.large / 16
     }
 
     /// Bytes handed out, an upper bound of the memory behind them.

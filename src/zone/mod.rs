@@ -7,6 +7,7 @@
 //! never given back.
 
 mod buddy;
+mod marks;
 mod meta;
 mod node;
 mod pages;
@@ -15,11 +16,13 @@ mod reservation;
 pub(crate) mod mapping;
 
 pub(crate) use buddy::{MAX_ORDER, Purpose};
+pub(crate) use marks::{COUNTERS, MARKS, free_resident, resident};
 pub(crate) use meta::META;
-pub(crate) use node::{Run, nodes, note_node, pages_for};
+pub(crate) use node::{Run, nodes, note_node, pages_for, release};
 #[cfg(test)]
 pub(crate) use pages::Descriptor;
 pub(crate) use pages::TAG_RUN;
+pub use reservation::HugePages;
 pub(crate) use reservation::Zone;
 
 use crate::size_class::PAGE;

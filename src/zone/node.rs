@@ -1,9 +1,11 @@
 //! The zones of a memory node, and runs of pages from them.
 
+use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use super::buddy::{MAX_ORDER, Purpose};
+use super::buddy::{MAX_ORDER, ORDERS, Purpose};
+use super::marks::{COUNTERS, MARKS};
 use super::reservation::Zone;
 use crate::lock::Lock;
 use crate::size_class::{PAGE, PAGE_SHIFT};
@@ -81,6 +83,10 @@ impl Node {
         }
         loop {
             if let Some(run) = self.alloc_free(pages, align, order, purpose) {
+                if run.warm < pages && MARKS.is_limited() && !MARKS.admits(0, (pages as usize) << PAGE_SHIFT) {
+                    run.zone.free(run.page, pages, 0);
+                    return None;
+                }
                 return Some(run);
             }
             // One that found room between our look and the lock makes us look again; each turn somebody
@@ -133,25 +139,79 @@ impl Zone {
         (self.with_buddy(|buddy| buddy.free_warm_pages()) as usize) << PAGE_SHIFT
     }
 
-    /// Gives the memory of free blocks of at least `1 << least` pages back to the system; returns the bytes.
+    /// Free pages, and how many of them have memory behind them.
+    pub(crate) fn free_pages(&self) -> (u32, u32) {
+        self.with_buddy(|buddy| (buddy.free_pages(), buddy.free_warm_pages()))
+    }
+
+    /// Free blocks of each order.
+    pub(crate) fn free_blocks(&self) -> [u32; ORDERS] {
+        self.with_buddy(|buddy| core::array::from_fn(|order| buddy.free_blocks(order)))
+    }
+
+    /// Free bytes that have had memory behind them and no use since this was last asked.
+    pub(crate) fn take_surplus(&self) -> usize {
+        (self.with_buddy(|buddy| buddy.take_least_warm()) as usize) << PAGE_SHIFT
+    }
+
+    /// Gives memory to free blocks that have none, until `bytes` are had; returns the bytes.
+    pub(crate) fn populate_free(&self, bytes: usize) -> usize {
+        let mut populated = 0;
+        while populated < bytes {
+            let most = ((bytes - populated) / PAGE).max(1).ilog2().min(MAX_ORDER);
+            let Some(block) = self.with_buddy(|buddy| buddy.take_cold(most)) else { break };
+            let (pages, len) = (block.end - block.start, ((block.end - block.start) as usize) << PAGE_SHIFT);
+            // SAFETY: the block is committed, free, and out of the buddy, so it is ours.
+            let done = unsafe { sys::populate(self.address_of(block.start), len) };
+            self.with_buddy(|buddy| buddy.free(block, if done { pages } else { 0 }));
+            if !done {
+                break;
+            }
+            populated += len;
+            COUNTERS.populated.fetch_add(len, Ordering::Relaxed);
+        }
+        populated
+    }
+
+    /// Gives the memory of free blocks back to the system, largest blocks first, until `bytes` are gone;
+    /// returns the bytes. Blocks smaller than a page of the system are left.
     ///
     /// Each block is taken out of the buddy meanwhile, so that its lock is not held across the call.
-    pub(crate) fn release_free(&self, least: u32) -> usize {
+    pub(crate) fn release_free(&self, bytes: usize) -> usize {
+        let least = (sys::page_size() / PAGE).trailing_zeros();
         let mut released = 0;
-        // Those that the system would not take stay warm; going on for as long as anything is warm would
-        // not end.
-        while let Some(block) = self.with_buddy(|buddy| buddy.take_warm(least)) {
+        while released < bytes
+            && let Some(block) = self.with_buddy(|buddy| buddy.take_warm(least))
+        {
             let warm = self.with_buddy(|buddy| buddy.pages().warm_in(block.clone())) as usize;
             let len = ((block.end - block.start) as usize) << PAGE_SHIFT;
             // SAFETY: the block is committed, free, and out of the buddy, so nobody has a use for it.
             let cold = unsafe { sys::release(self.address_of(block.start), len) };
+            if cold {
+                self.release_descriptors(&block);
+            }
             self.with_buddy(|buddy| buddy.return_cold(block, cold));
             if !cold {
                 break;
             }
             released += warm << PAGE_SHIFT;
+            COUNTERS.released.fetch_add(warm << PAGE_SHIFT, Ordering::Relaxed);
         }
         released
+    }
+
+    /// Gives back the memory of the descriptors of a block that is out of the buddy. What is in them means
+    /// nothing while the pages are free, but for that of the block's first page, which holds its links.
+    fn release_descriptors(&self, block: &Range<u32>) {
+        let page = sys::page_size();
+        let first = self.descriptors(block.start + 1) as usize;
+        let (start, end) = (first.next_multiple_of(page), self.descriptors(block.end) as usize & !(page - 1));
+        if let Some(at) = NonNull::new(start as *mut u8)
+            && start < end
+        {
+            // SAFETY: whole pages of the zone's own table, of pages that nobody holds.
+            unsafe { sys::release(at, end - start) };
+        }
     }
 
     /// The length of a run, which the caller holds.
@@ -161,7 +221,11 @@ impl Zone {
 
     /// Gives a run back, of which the first `touched` pages have been written to.
     pub(crate) fn free(&self, page: u32, pages: u32, touched: u32) {
-        self.with_buddy(|buddy| buddy.free(page..page + pages, touched));
+        let warm = self.with_buddy(|buddy| {
+            buddy.free(page..page + pages, touched);
+            buddy.free_warm_pages()
+        });
+        MARKS.freed((warm as usize) << PAGE_SHIFT);
     }
 
     /// Makes a run of one block longer or shorter where it lies; false if what lies behind it is in use.
@@ -177,6 +241,17 @@ impl Zone {
             true
         })
     }
+}
+
+/// Gives `bytes` of free memory back to the system, if there are as many; returns how many there were.
+pub(crate) fn release(bytes: usize) -> usize {
+    let mut released = 0;
+    for zone in nodes().iter().flat_map(|node| node.zones()) {
+        if released < bytes {
+            released += zone.release_free(bytes - released);
+        }
+    }
+    released
 }
 
 /// Bytes rounded up to whole pages, as a number of pages.

@@ -14,6 +14,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::buddy::{Buddy, MAX_ORDER, Purpose, Taken};
+use super::marks::{COUNTERS, MARKS};
 use super::pages::{Descriptor, Pages};
 use crate::lock::Lock;
 use crate::size_class::{DESCRIPTOR, PAGE, PAGE_SHIFT};
@@ -57,8 +58,42 @@ pub(crate) struct Zone {
     orders: AtomicU32,
     /// Pages committed. Written under `growth`.
     committed: AtomicU32,
+    /// Pages handed out or warm. Relaxed: a statistic, as of when the lock was last held.
+    resident: AtomicU32,
     growth: Lock<()>,
     buddy: Lock<Buddy>,
+}
+
+/// Asks for huge pages in new address space, or for none, as the setting says. Left alone, they are asked for
+/// once the heap is so large that a partly used huge page costs little: below 3 %.
+///
+/// # Safety
+/// The range is committed and belongs to the caller.
+unsafe fn advise(start: NonNull<u8>, len: usize, resident: usize) {
+    const HUGE: usize = 2 << 20;
+    let wanted = match MARKS.huge_pages.load(Ordering::Relaxed) {
+        x if x == HugePages::Always as u8 => Some(true),
+        x if x == HugePages::Never as u8 => Some(false),
+        _ => (resident >= 32 * HUGE).then_some(true),
+    };
+    if let Some(huge) = wanted {
+        // SAFETY: the caller's obligation.
+        unsafe { sys::advise_huge(start, len, huge) };
+    }
+}
+
+/// Whether the system is asked for huge pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum HugePages {
+    /// For the growth of a heap that is large already; small heaps are left to the system's own setting.
+    #[default]
+    Auto,
+    /// For everything.
+    Always,
+    /// Nowhere, whatever the system's setting.
+    Never,
 }
 
 impl Zone {
@@ -133,6 +168,21 @@ impl Zone {
         (self.committed.load(Ordering::Relaxed) as usize) << PAGE_SHIFT
     }
 
+    /// Bytes of pages that are handed out, or free and warm.
+    pub(crate) fn resident_bytes(&self) -> usize {
+        (self.resident.load(Ordering::Relaxed) as usize) << PAGE_SHIFT
+    }
+
+    /// Pages of address space.
+    pub(crate) fn spanned_pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Pages that can be handed out.
+    pub(crate) fn managed_pages(&self) -> u32 {
+        self.with_buddy(|buddy| buddy.added_pages())
+    }
+
     /// The tables at the start of the zone.
     pub(crate) fn metadata(&self) -> (NonNull<u8>, usize) {
         (self.address_of(0), DESCRIPTORS_AT + self.pages as usize * DESCRIPTOR)
@@ -203,6 +253,7 @@ impl Zone {
                 pages,
                 orders: AtomicU32::new(buddy.orders()),
                 committed: AtomicU32::new((committed / PAGE) as u32),
+                resident: AtomicU32::new(0),
                 growth: Lock::new(()),
                 buddy: Lock::new(buddy),
             });
@@ -227,12 +278,18 @@ impl Zone {
         let mut buddy = self.buddy.lock();
         let result = f(&mut buddy);
         self.orders.store(buddy.orders(), Ordering::Relaxed);
+        self.resident.store(buddy.resident_pages(), Ordering::Relaxed);
         result
     }
 
     /// Takes pages: see [`Buddy::alloc`].
     pub(super) fn alloc(&self, count: u32, align: u32, purpose: Purpose) -> Option<Taken> {
-        self.with_buddy(|buddy| buddy.alloc(count, align, purpose))
+        // Relaxed: a setting.
+        let reserve = MARKS.min.load(Ordering::Relaxed) / PAGE;
+        self.with_buddy(|buddy| {
+            buddy.reserve = reserve.min(u32::MAX as usize) as u32;
+            buddy.alloc(count, align, purpose)
+        })
     }
 
     /// Commits more of the reservation, unless somebody just did; whether a block of `order` may be free now.
@@ -252,6 +309,9 @@ impl Zone {
         let range: Range<u32> = (committed / PAGE) as u32..((committed + step) / PAGE) as u32;
         // Relaxed: whoever gets a pointer into the new pages gets it through the buddy's lock below.
         self.committed.store(range.end, Ordering::Relaxed);
+        COUNTERS.growths.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the range was committed just now and belongs to the zone.
+        unsafe { advise(self.address_of(range.start), step, super::resident()) };
         self.with_buddy(|buddy| buddy.add(range));
         true
     }

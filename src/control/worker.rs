@@ -1,0 +1,118 @@
+//! The thread that gives memory back when nobody uses it, and populates it before somebody does.
+//!
+//! ```text
+//! sleep until a zone has free memory worth a look (or a mark was set)
+//! while there is something to watch, four times a second:
+//!     free > high:            give back what exceeds it
+//!     once a second:          give back what was free all second long, down to low
+//!                             empty the stacks of CPUs that did nothing all second long
+//!     free < low:             give memory to free pages, up to high
+//! ```
+//!
+//! "Free all second long" is exact: each zone keeps the least that was free since it was last asked. A program
+//! that allocates and frees in a loop brings that down in every turn, and pays for no `madvise`; one that went
+//! quiet has all of it given back within two seconds.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
+
+use crate::percpu;
+use crate::slab::transfer;
+use crate::sys;
+use crate::zone::{MARKS, free_resident, nodes, release};
+
+const TICK: Duration = Duration::from_millis(250);
+const TICKS_PER_SECOND: u32 = 4;
+
+/// Free memory below this is left alone.
+const NEGLIGIBLE: usize = 512 << 10;
+
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// Says whether there may be a worker. Called once, at initialisation.
+pub(crate) fn init(wanted: bool) {
+    MARKS.set_starter(start);
+    MARKS.set_absent(!wanted);
+    if wanted && MARKS.low.load(Ordering::Relaxed) > 0 {
+        start();
+    }
+}
+
+/// In the child of a `fork`, which has no worker: the next call starts one.
+pub(crate) fn after_fork() {
+    if RUNNING.swap(false, Ordering::Relaxed) {
+        MARKS.set_absent(false);
+    }
+}
+
+/// Has the worker look at the marks.
+pub(crate) fn call() {
+    MARKS.call();
+}
+
+fn start() {
+    // Relaxed: one of several callers starts it.
+    if RUNNING.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    if !sys::spawn(c"pcpalloc", run) {
+        RUNNING.store(false, Ordering::Relaxed);
+        MARKS.set_absent(true);
+    }
+}
+
+extern "C" fn run() {
+    let mut second = 0;
+    let mut quiet = 0;
+    loop {
+        second = (second + 1) % TICKS_PER_SECOND;
+        let busy = balance() | (second == 0 && give_back_unused());
+        if busy || free_resident() > NEGLIGIBLE.max(MARKS.low.load(Ordering::Relaxed)) {
+            quiet = 0;
+        } else {
+            quiet += 1;
+        }
+        // Two seconds with nothing to do, so that every CPU's stacks have been looked at twice.
+        if quiet > 2 * TICKS_PER_SECOND && MARKS.low.load(Ordering::Relaxed) == 0 {
+            quiet = 0;
+            MARKS.sleep();
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+/// Keeps free memory between the marks; whether it did something.
+fn balance() -> bool {
+    let (free, low, high) = (free_resident(), MARKS.low.load(Ordering::Relaxed), MARKS.high_now());
+    if free > high {
+        return release(free - high) > 0;
+    }
+    if free < low {
+        let mut wanted = high - free;
+        for zone in nodes().iter().flat_map(|node| node.zones()) {
+            wanted -= zone.populate_free(wanted).min(wanted);
+        }
+        return true;
+    }
+    false
+}
+
+/// Gives back what nobody has used for a second; whether it did something.
+fn give_back_unused() -> bool {
+    let idle = percpu::drain_idle();
+    if idle > 0 {
+        transfer::drain();
+    }
+    let keep = MARKS.low.load(Ordering::Relaxed).max(MARKS.min.load(Ordering::Relaxed));
+    let mut may_go = free_resident().saturating_sub(keep);
+    let mut released = 0;
+    for zone in nodes().iter().flat_map(|node| node.zones()) {
+        let surplus = zone.take_surplus().min(may_go);
+        if surplus >= NEGLIGIBLE / 4 {
+            let gone = zone.release_free(surplus);
+            may_go = may_go.saturating_sub(gone);
+            released += gone;
+        }
+    }
+    idle > 0 || released > 0
+}
