@@ -1,4 +1,6 @@
 //! What the heap keeps for later: bounded by CPUs and not by threads, and given back on demand from anywhere.
+//!
+//! Where bytes are counted there is no worker, which empties the stacks of idle CPUs in its own time.
 
 #![cfg(not(any(loom, pcpalloc_twin)))]
 
@@ -66,7 +68,7 @@ fn idle_threads(count: usize) {
 fn idle_threads_cost_next_to_nothing() {
     const NAME: &str = "idle_threads_cost_next_to_nothing";
     child::body(NAME, |count| idle_threads(count.parse().unwrap()));
-    let run = |kernel, count: &str| Child::new(NAME, count).kernel(kernel).run().succeeded();
+    let run = |kernel, count| Child::new(NAME, count).kernel(kernel).settings("worker:off").run().succeeded();
     for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
         let (many, few) = (run(kernel, "512"), run(kernel, "2"));
         let (of_many, of_few) = (many.number("cached"), few.number("cached"));
@@ -121,7 +123,7 @@ fn a_drain_of_all_leaves_nothing() {
         }
     });
     for kernel in Kernel::MODES {
-        Child::new(NAME, "").kernel(kernel).run().succeeded();
+        Child::new(NAME, "").kernel(kernel).settings("worker:off").run().succeeded();
     }
 }
 
@@ -155,7 +157,7 @@ fn a_drain_of_one_cpu_from_another() {
         }
     });
     for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
-        Child::new(NAME, "").kernel(kernel).run().succeeded();
+        Child::new(NAME, "").kernel(kernel).settings("worker:off").run().succeeded();
     }
 }
 
