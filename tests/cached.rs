@@ -188,7 +188,7 @@ fn nothing_is_lost_in_concurrent_drains() {
                 })
                 .collect();
             let done = &done;
-            scope.spawn(move || {
+            let trimmer = scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     HEAP.trim();
                     let stats = HEAP.stats();
@@ -198,15 +198,18 @@ fn nothing_is_lost_in_concurrent_drains() {
                     );
                 }
             });
-            scope.spawn(move || {
+            let drainer = scope.spawn(move || {
                 let mut drains = 0;
                 while !done.load(Ordering::Relaxed) {
                     HEAP.drain([Drain::All, Drain::Local, Drain::Cpu(drains % 2)][drains % 3]);
                     drains += 1;
                 }
             });
-            workers.into_iter().for_each(|worker| worker.join().unwrap());
+            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
             done.store(true, Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+            trimmer.join().unwrap();
+            drainer.join().unwrap();
         });
         let after = HEAP.stats();
         assert!(after.in_use < before + 64 * KIB, "nothing is lost: {before} before,\n{after}");
