@@ -17,6 +17,7 @@ use pcpalloc::PcpAlloc;
 static GLOBAL: PcpAlloc = PcpAlloc::new();
 
 /// The library that `cargo test` and `cargo build --examples` make of `examples/plugin.rs`, beside this program.
+/// (`cargo test --test dlopen` does not make it anew.)
 fn path() -> PathBuf {
     let program = std::env::current_exe().expect("the program knows its path");
     let path = program.ancestors().nth(2).expect("programs lie in target/…/deps").join("examples/libplugin.so");
@@ -93,8 +94,9 @@ fn a_library_comes_and_goes() {
             let (work, remember) = (plugin.work, plugin.remember);
             let (used, closed) = (Barrier::new(3), Barrier::new(3));
             std::thread::scope(|scope| {
-                // A thread that has used the library, and one that has also left something there, when it is closed.
-                for leaves_something in [false, true] {
+                // Threads that have used the library when it is closed. Now and then one has something to drop there
+                // when it ends; the C library itself sees to it that it can.
+                for leaves_something in [false, round % 3 == 2] {
                     let (used, closed) = (&used, &closed);
                     scope.spawn(move || {
                         assert_eq!(work(round), SUM);
