@@ -96,7 +96,7 @@ fn fill_all_stacks() {
     }
 }
 
-/// Red if a drain leaves anything: in `drain_cpu` (`src/percpu/drain.rs`), pass by the last class; in `drain`
+/// Red if a drain leaves anything: in `drain_cpu` (`src/percpu/drain.rs`), pass by the first class; in `drain`
 /// (`src/control/drain.rs`), leave out `transfer::drain`.
 #[test]
 fn a_drain_of_all_leaves_nothing() {
