@@ -231,7 +231,11 @@ fn process_exit() {
         // keeps the heap busy.
         EARLY.set(Some(Keeper::new(5)));
         std::thread::spawn(|| {
-            (0u64..).for_each(exercise);
+            let mut turn = 0;
+            loop {
+                exercise(turn);
+                turn += 1;
+            }
         });
         exercise(6);
     });
