@@ -34,6 +34,7 @@ pub fn page(options: &Options, suite: &Suite, machine: &Facts, results: &Results
     for measure in results.measures {
         let _ = write!(page, "\n## {}\n\n{}", measure.title, table(results, measure));
     }
+    let _ = writeln!(page, "\nIn brackets: {} over the peer, so less than 1 is in our favour.", results.allocators[0]);
     page.push_str("\n## Rows\n\n");
     for row in &results.rows {
         let _ = writeln!(page, "- `{}`: {}", row.name, row.what);
@@ -41,24 +42,20 @@ pub fn page(options: &Options, suite: &Suite, machine: &Facts, results: &Results
     page
 }
 
-/// One measure: a line for every row, with our number over that of each peer, and over the best of them.
+/// One measure: a line for every row, with each peer's number and ours over it, and ours over the best peer's.
 fn table(results: &Results, measure: &Measure) -> String {
     let (ours, peers) = (results.allocators[0], &results.allocators[1..]);
-    let mut table = format!("| row | {ours} |");
-    peers.iter().for_each(|peer| {
-        let _ = write!(table, " {peer} | ratio |");
-    });
-    let _ = writeln!(table, " best peer | ratio |");
-    let _ = writeln!(table, "| --- | --: |{} --- | --: |", " --: | --: |".repeat(peers.len()));
-    // Sums of logarithms of the ratios, and how many: for each peer, and for the best.
-    let mut logs = vec![(0.0, 0); peers.len() + 1];
+    let mut table = format!("| row | {ours} | {} | best peer | ratio |\n", peers.join(" | "));
+    // Writing to a `String` cannot fail, here and below.
+    let _ = writeln!(table, "| --- | --: |{} --- | --: |", " --: |".repeat(peers.len()));
+    // The ratios of all rows: to each peer, and to the best.
+    let mut ratios = vec![Vec::new(); peers.len() + 1];
     for row in &results.rows {
         let number = |allocator| results.median(row, allocator, measure);
         let cell = |number: Option<f64>| number.map_or("–".into(), |n| format!("{n:.*}", measure.decimals));
         let mut ratio = |column: usize, theirs: Option<f64>| match number(0).zip(theirs) {
             Some((ours, theirs)) if ours > 0.0 && theirs > 0.0 => {
-                logs[column].0 += (ours / theirs).ln();
-                logs[column].1 += 1;
+                ratios[column].push(ours / theirs);
                 format!("{:.2}", ours / theirs)
             }
             _ => "–".into(),
@@ -67,7 +64,7 @@ fn table(results: &Results, measure: &Measure) -> String {
         let mut best: Option<(f64, &str)> = None;
         for (column, peer) in peers.iter().enumerate() {
             let theirs = number(column + 1);
-            let _ = write!(table, " {} | {} |", cell(theirs), ratio(column, theirs));
+            let _ = write!(table, " {} ({}) |", cell(theirs), ratio(column, theirs));
             if let Some(theirs) = theirs.filter(|theirs| best.is_none_or(|(least, _)| *theirs < least)) {
                 best = Some((theirs, peer));
             }
@@ -76,17 +73,20 @@ fn table(results: &Results, measure: &Measure) -> String {
         let _ = writeln!(table, " {} | {} |", name.unwrap_or("–"), ratio(peers.len(), least));
     }
     if results.rows.len() > 1 {
-        let mean = |column: usize| match logs[column] {
-            (_, 0) => "–".into(),
-            (sum, count) => format!("{:.2}", (sum / f64::from(count)).exp()),
-        };
-        let _ = write!(table, "| geometric mean | |");
-        (0..peers.len()).for_each(|column| {
-            let _ = write!(table, " | {} |", mean(column));
-        });
-        let _ = writeln!(table, " | {} |", mean(peers.len()));
+        let means: Vec<String> = ratios.iter().map(|ratios| geometric_mean(ratios)).collect();
+        let (to_best, to_peers) = means.split_last().expect("one mean more than there are peers");
+        let cells: String = to_peers.iter().map(|mean| format!(" ({mean}) |")).collect();
+        let _ = writeln!(table, "| geometric mean | |{cells} | {to_best} |");
     }
     table
+}
+
+fn geometric_mean(ratios: &[f64]) -> String {
+    if ratios.is_empty() {
+        return "–".into();
+    }
+    let logarithms: f64 = ratios.iter().map(|ratio| ratio.ln()).sum();
+    format!("{:.2}", (logarithms / ratios.len() as f64).exp())
 }
 
 /// Everything that was measured.
