@@ -26,23 +26,25 @@ const PARCELS: usize = 4;
 /// A block that holds a tag in its first eight bytes.
 struct Tagged {
     block: NonNull<u64>,
-    layout: Layout,
+    size: usize,
 }
 
 // SAFETY: a `Tagged` is the only handle on its block, which is plain memory.
 unsafe impl Send for Tagged {}
 
 impl Tagged {
+    /// `size` is at least 8.
     #[inline(always)]
-    fn new<A: GlobalAlloc>(heap: &A, layout: Layout, tag: u64) -> Self {
-        assert!(layout.size() >= 8 && layout.align() >= 8);
+    fn new<A: GlobalAlloc>(heap: &A, size: usize, tag: u64) -> Self {
+        assert!(size >= 8);
+        let layout = Layout::from_size_align(size, 8).expect("a size that can be allocated");
         // SAFETY: the size is not zero.
         let block = NonNull::new(unsafe { heap.alloc(layout) }).expect("out of memory").cast();
         // SAFETY: the block is ours, has at least eight bytes and is aligned for them.
         unsafe { block.write(tag) };
         // As far as the compiler knows, what is in the block is read and changed here.
         black_box(block.as_ptr());
-        Tagged { block, layout }
+        Tagged { block, size }
     }
 
     /// Frees the block and returns its tag.
@@ -51,11 +53,11 @@ impl Tagged {
     /// `heap` is the one that [`Tagged::new`] was given.
     #[inline(always)]
     unsafe fn free<A: GlobalAlloc>(self, heap: &A) -> u64 {
-        // SAFETY: `new` wrote the tag; the block came from this heap with this layout, by the caller's
-        // obligation, and nobody else has it, for `self` is the only handle and ends here.
+        // SAFETY: `new` made a layout of the same size and alignment, allocated the block with it from this heap,
+        // by the caller's obligation, and wrote the tag; `self` is the only handle on the block and ends here.
         unsafe {
             let tag = self.block.read();
-            heap.dealloc(self.block.as_ptr().cast(), self.layout);
+            heap.dealloc(self.block.as_ptr().cast(), Layout::from_size_align_unchecked(self.size, 8));
             tag
         }
     }
@@ -73,10 +75,9 @@ impl Random {
     }
 
     /// 8 to 511 bytes; every doubling is as likely as the next.
-    fn layout(&mut self) -> Layout {
+    fn size(&mut self) -> usize {
         let doubling = 8 << (self.next() % 6);
-        let size = doubling + self.next() as usize % doubling;
-        Layout::from_size_align(size, 8).expect("a small size")
+        doubling + self.next() as usize % doubling
     }
 }
 
@@ -87,11 +88,11 @@ fn scaled(time: Duration, objects: u64, counted: u64) -> Duration {
 
 /// Allocates and frees one object after the other.
 #[inline(always)]
-fn pairs<A: GlobalAlloc>(heap: &A, layout: impl Fn() -> Layout, objects: u64) -> Duration {
+fn pairs<A: GlobalAlloc>(heap: &A, size: impl Fn() -> usize, objects: u64) -> Duration {
     let mut sum = 0u64;
     let start = Instant::now();
     for tag in 0..objects {
-        let object = Tagged::new(heap, layout(), tag);
+        let object = Tagged::new(heap, size(), tag);
         // SAFETY: it was made from this heap just now.
         sum = sum.wrapping_add(unsafe { object.free(heap) });
     }
@@ -101,15 +102,15 @@ fn pairs<A: GlobalAlloc>(heap: &A, layout: impl Fn() -> Layout, objects: u64) ->
     time
 }
 
-/// Allocates one object of each layout, then frees them in the same order.
-fn batches<A: GlobalAlloc>(heap: &A, layouts: &[Layout], held: &mut Vec<Tagged>, objects: u64) -> Duration {
-    let rounds = objects.div_ceil(layouts.len() as u64);
+/// Allocates one object of each size, then frees them in the same order.
+fn batches<A: GlobalAlloc>(heap: &A, sizes: &[usize], held: &mut Vec<Tagged>, objects: u64) -> Duration {
+    let rounds = objects.div_ceil(sizes.len() as u64);
     let (mut tag, mut wrong) = (0, 0);
     let start = Instant::now();
     for _ in 0..rounds {
         let first = tag;
-        for layout in layouts {
-            held.push(Tagged::new(heap, *layout, tag));
+        for size in sizes {
+            held.push(Tagged::new(heap, *size, tag));
             tag += 1;
         }
         for (expected, object) in (first..).zip(held.drain(..)) {
@@ -119,23 +120,23 @@ fn batches<A: GlobalAlloc>(heap: &A, layouts: &[Layout], held: &mut Vec<Tagged>,
     }
     let time = start.elapsed();
     assert_eq!(wrong, 0, "an object has changed");
-    scaled(time, objects, rounds * layouts.len() as u64)
+    scaled(time, objects, rounds * sizes.len() as u64)
 }
 
 /// Objects of mixed sizes, of which random ones are replaced by others of random sizes.
 struct Churn<'a, A: GlobalAlloc> {
     heap: &'a A,
     live: Vec<Option<Tagged>>,
-    layouts: Vec<Layout>,
+    sizes: Vec<usize>,
     random: Random,
 }
 
 impl<'a, A: GlobalAlloc> Churn<'a, A> {
     fn new(heap: &'a A) -> Self {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        let layouts: Vec<Layout> = (0..4096).map(|_| random.layout()).collect();
-        let live = (0..LIVE).map(|i| Some(Tagged::new(heap, layouts[i % layouts.len()], i as u64))).collect();
-        Churn { heap, live, layouts, random }
+        let sizes: Vec<usize> = (0..4096).map(|_| random.size()).collect();
+        let live = (0..LIVE).map(|i| Some(Tagged::new(heap, sizes[i % sizes.len()], i as u64))).collect();
+        Churn { heap, live, sizes, random }
     }
 
     fn replace(&mut self, objects: u64) -> Duration {
@@ -144,8 +145,8 @@ impl<'a, A: GlobalAlloc> Churn<'a, A> {
         for _ in 0..objects {
             let random = self.random.next();
             let slot = random as u32 as usize % self.live.len();
-            let layout = self.layouts[(random >> 48) as usize % self.layouts.len()];
-            let object = Tagged::new(self.heap, layout, slot as u64);
+            let size = self.sizes[(random >> 40) as usize % self.sizes.len()];
+            let object = Tagged::new(self.heap, size, slot as u64);
             if let Some(old) = self.live[slot].replace(object) {
                 // SAFETY: everything in `live` was made from this heap.
                 wrong |= unsafe { old.free(self.heap) } ^ slot as u64;
@@ -179,13 +180,13 @@ struct Stream {
 
 impl Stream {
     /// Allocates the objects and waits until the last of them is freed.
-    fn send<A: GlobalAlloc>(&mut self, heap: &A, layouts: &[Layout], objects: u64) -> Duration {
+    fn send<A: GlobalAlloc>(&mut self, heap: &A, sizes: &[usize], objects: u64) -> Duration {
         let rounds = objects.div_ceil(PARCEL as u64);
         let start = Instant::now();
         for _ in 0..rounds {
             let mut parcel = self.empty.recv().expect("the other thread runs");
-            for layout in layouts.iter().cycle().take(PARCEL) {
-                parcel.push(Tagged::new(heap, *layout, self.tag));
+            for size in sizes.iter().cycle().take(PARCEL) {
+                parcel.push(Tagged::new(heap, *size, self.tag));
                 self.tag += 1;
             }
             self.full.send(parcel).expect("the other thread runs");
@@ -219,17 +220,16 @@ fn receive<A: GlobalAlloc>(heap: &A, full: Receiver<Vec<Tagged>>, empty: SyncSen
 
 fn rows<A: GlobalAlloc + Sync>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, heap: &A) {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
-    let layouts: Vec<Layout> = (0..BATCH).map(|_| random.layout()).collect();
+    let sizes: Vec<usize> = (0..BATCH).map(|_| random.size()).collect();
     group.bench_function(format!("pair of u64/{name}"), |b| {
-        b.iter_custom(|objects| pairs(heap, Layout::new::<u64>, objects));
+        b.iter_custom(|objects| pairs(heap, size_of::<u64>, objects));
     });
     group.bench_function(format!("pair of opaque 64/{name}"), |b| {
-        let layout = || Layout::from_size_align(black_box(64), 8).expect("a small size");
-        b.iter_custom(|objects| pairs(heap, layout, objects));
+        b.iter_custom(|objects| pairs(heap, || black_box(64), objects));
     });
     group.bench_function(format!("batch of {BATCH}/{name}"), |b| {
         let mut held = Vec::with_capacity(BATCH);
-        b.iter_custom(|objects| batches(heap, &layouts, &mut held, objects));
+        b.iter_custom(|objects| batches(heap, &sizes, &mut held, objects));
     });
     group.bench_function(format!("churn among {LIVE}/{name}"), |b| {
         let mut churn = Churn::new(heap);
@@ -242,7 +242,7 @@ fn rows<A: GlobalAlloc + Sync>(group: &mut BenchmarkGroup<'_, WallTime>, name: &
             scope.spawn(move || receive(heap, to_free, freed));
             let mut stream = Stream { full, empty, tag: 0 };
             stream.circulate((0..PARCELS).map(|_| Vec::with_capacity(PARCEL)).collect());
-            b.iter_custom(|objects| stream.send(heap, &layouts, objects));
+            b.iter_custom(|objects| stream.send(heap, &sizes, objects));
         });
     });
 }
