@@ -1,4 +1,6 @@
 //! What the heap keeps for later: bounded by CPUs and not by threads, and given back on demand from anywhere.
+//!
+//! Where bytes are counted there is no worker, which empties the stacks of idle CPUs in its own time.
 
 #![cfg(not(any(loom, pcpalloc_twin)))]
 
@@ -66,7 +68,7 @@ fn idle_threads(count: usize) {
 fn idle_threads_cost_next_to_nothing() {
     const NAME: &str = "idle_threads_cost_next_to_nothing";
     child::body(NAME, |count| idle_threads(count.parse().unwrap()));
-    let run = |kernel, count: &str| Child::new(NAME, count).kernel(kernel).run().succeeded();
+    let run = |kernel, count| Child::new(NAME, count).kernel(kernel).settings("worker:off").run().succeeded();
     for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
         let (many, few) = (run(kernel, "512"), run(kernel, "2"));
         let (of_many, of_few) = (many.number("cached"), few.number("cached"));
@@ -121,7 +123,7 @@ fn a_drain_of_all_leaves_nothing() {
         }
     });
     for kernel in Kernel::MODES {
-        Child::new(NAME, "").kernel(kernel).run().succeeded();
+        Child::new(NAME, "").kernel(kernel).settings("worker:off").run().succeeded();
     }
 }
 
@@ -155,7 +157,7 @@ fn a_drain_of_one_cpu_from_another() {
         }
     });
     for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
-        Child::new(NAME, "").kernel(kernel).run().succeeded();
+        Child::new(NAME, "").kernel(kernel).settings("worker:off").run().succeeded();
     }
 }
 
@@ -186,7 +188,7 @@ fn nothing_is_lost_in_concurrent_drains() {
                 })
                 .collect();
             let done = &done;
-            scope.spawn(move || {
+            let trimmer = scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     HEAP.trim();
                     let stats = HEAP.stats();
@@ -196,15 +198,18 @@ fn nothing_is_lost_in_concurrent_drains() {
                     );
                 }
             });
-            scope.spawn(move || {
+            let drainer = scope.spawn(move || {
                 let mut drains = 0;
                 while !done.load(Ordering::Relaxed) {
                     HEAP.drain([Drain::All, Drain::Local, Drain::Cpu(drains % 2)][drains % 3]);
                     drains += 1;
                 }
             });
-            workers.into_iter().for_each(|worker| worker.join().unwrap());
+            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
             done.store(true, Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+            trimmer.join().unwrap();
+            drainer.join().unwrap();
         });
         let after = HEAP.stats();
         assert!(after.in_use < before + 64 * KIB, "nothing is lost: {before} before,\n{after}");

@@ -10,7 +10,7 @@ use std::sync::Barrier;
 
 use common::child::{self, Child};
 use common::kernel::Kernel;
-use common::{Block, HEAP, KIB, MIB, PAGE, scaled, workload};
+use common::{Block, HEAP, KIB, MIB, PAGE, on_threads, scaled, workload};
 use pcpalloc::PcpAlloc;
 
 #[global_allocator]
@@ -132,16 +132,13 @@ fn two_heaps_in_one_process() {
         let plugin = Plugin::open();
         assert_eq!((plugin.work)(1), SUM);
         let (mine, its) = (HEAP.stats().in_use, (plugin.in_use)());
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    for round in 0..scaled(4) as u64 {
-                        assert_eq!((plugin.work_in_threads)(3 + round), SUM);
-                    }
-                });
+        let in_library = plugin.work_in_threads;
+        on_threads([0, 1, 2].map(|number| {
+            move || match number {
+                0 => workload::run(),
+                _ => (0..scaled(4) as u64).for_each(|round| assert_eq!(in_library(3 + round), SUM)),
             }
-            scope.spawn(workload::run);
-        });
+        }));
         // Strings of this thread, some 32 bytes each.
         (0..1000).for_each(|seed| (plugin.remember)(seed));
         let (mine_now, its_now) = (HEAP.stats().in_use, (plugin.in_use)());

@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use common::block::layout;
 use common::child::{self, Child, say};
 use common::kernel::Kernel;
-use common::{Block, HEAP, KIB, MIB, Random, scaled};
+use common::{Block, HEAP, KIB, MIB, Random, on_threads, scaled};
 use pcpalloc::PcpAlloc;
 
 #[global_allocator]
@@ -216,24 +216,22 @@ fn by_several_threads_at_once() {
     child::body(NAME, |kind| {
         let before = HEAP.stats();
         let barrier = Barrier::new(THREADS);
-        std::thread::scope(|scope| {
-            for seed in 0..THREADS {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    for round in 0..scaled(3) {
-                        barrier.wait();
-                        let mut chain = take_all(kind, (THREADS * round + seed) as u64);
-                        // Some of it comes back while the others still ask.
-                        for _ in 0..chain.blocks / 2 {
-                            chain.give_back();
-                        }
-                        let more = take_all(kind, seed as u64);
-                        drop(chain);
-                        drop(more);
+        on_threads((0..THREADS).map(|seed| {
+            let barrier = &barrier;
+            move || {
+                for round in 0..scaled(3) {
+                    barrier.wait();
+                    let mut chain = take_all(kind, (THREADS * round + seed) as u64);
+                    // Some of it comes back while the others still ask.
+                    for _ in 0..chain.blocks / 2 {
+                        chain.give_back();
                     }
-                });
+                    let more = take_all(kind, seed as u64);
+                    drop(chain);
+                    drop(more);
+                }
             }
-        });
+        }));
         let after = HEAP.stats();
         assert!(after.in_use.abs_diff(before.in_use) < 64 * KIB, "nothing is lost:\n{before}\n{after}");
     });

@@ -4,11 +4,11 @@
 
 mod common;
 
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 
 use common::child::{self, Child, say};
 use common::kernel::{self, Kernel, Refusal};
-use common::{Block, HEAP, KIB, Random, cpus, on_cpu, workload};
+use common::{Block, HEAP, KIB, cpus, on_cpu, on_threads, scaled, workload};
 use pcpalloc::{Drain, Mode, PcpAlloc};
 
 #[global_allocator]
@@ -113,53 +113,60 @@ fn drains_on_every_kernel() {
 }
 
 /// Threads without rseq in a process whose mode was chosen when there was one: they find every stack empty and full,
-/// are served by slabs, and share blocks with threads that have stacks.
+/// are served by slabs, and share blocks with threads that have stacks, on every CPU.
 ///
-/// Red if the ids of such a thread (-1, -2) lead anywhere but to entries that stay 0: let `TABLE`
-/// (`src/percpu/x86_64.rs`) begin with CPU 0.
+/// Red if such a thread finds a CPU's stacks: in the macro `header` (`src/percpu/x86_64.rs`), use `cpu_id_start`
+/// (`[{off}]`), which is 0 for it, and not `cpu_id`, which is -1 or -2.
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn threads_without_rseq_among_others() {
     const NAME: &str = "threads_without_rseq_among_others";
+    // Few classes, so that all threads work with the same stacks.
+    let blocks = |count: u64, seed| -> Vec<Block> {
+        let block = |n: u64| Block::new([48, 200, 1500][n as usize % 3], 16, seed).expect("there is memory");
+        (0..count).map(block).collect()
+    };
     child::body(NAME, |name| {
         let kernel = kernel_named(name);
         let before = HEAP.stats();
         kernel.assert_mode();
-        let (to_others, from_these) = mpsc::channel::<Vec<Block>>();
-        let others = std::thread::spawn(move || {
-            let mut kept = Vec::new();
-            for blocks in from_these {
-                blocks.iter().for_each(Block::check);
-                kept.push(blocks);
-                kept.push((0..100).map(|n| Block::new(1 + 37 * n, 8, 1).expect("there is memory")).collect());
-                kept.truncate(7);
-            }
-        });
+        let (sender, receiver) = mpsc::sync_channel::<Vec<Block>>(8);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let others: Vec<_> = cpus()
+            .into_iter()
+            .map(|cpu| {
+                let receiver = receiver.clone();
+                std::thread::spawn(move || {
+                    common::move_thread(0, cpu);
+                    let receive = || receiver.lock().unwrap().recv();
+                    while let Ok(received) = receive() {
+                        let mine = blocks(60, cpu as u64);
+                        drop(received);
+                        drop(mine);
+                    }
+                })
+            })
+            .collect();
         let without = std::thread::spawn(move || {
             if refused_later(kernel) {
                 // Holds for this thread and those that it starts.
                 Refusal::rseq(libc::EPERM).install().unwrap();
             }
-            let threads: Vec<_> = (0..4u64)
-                .map(|seed| {
-                    let to_others = to_others.clone();
-                    std::thread::spawn(move || {
-                        if !refused_later(kernel) {
-                            kernel::unregister_libc_rseq();
-                        }
-                        let mut random = Random::new(seed);
-                        for _ in 0..100 {
-                            let block = |_| Block::new(random.below(9_000) + 1, 16, seed).expect("there is memory");
-                            let mut blocks: Vec<Block> = (0..100).map(block).collect();
-                            to_others.send(blocks.split_off(50)).unwrap();
-                        }
-                    })
-                })
-                .collect();
-            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            on_threads((0..4).map(|seed| {
+                let sender = sender.clone();
+                move || {
+                    if !refused_later(kernel) {
+                        kernel::unregister_libc_rseq();
+                    }
+                    for _ in 0..scaled(1000) {
+                        let mut mine = blocks(60, seed);
+                        sender.send(mine.split_off(40)).unwrap();
+                    }
+                }
+            }));
         });
         without.join().unwrap();
-        others.join().unwrap();
+        others.into_iter().for_each(|other| other.join().unwrap());
         let after = HEAP.stats();
         assert_eq!(after.mode, before.mode);
         assert!(after.in_use < before.in_use + 64 * KIB, "nothing is lost:\n{before}\n{after}");

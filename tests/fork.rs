@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::child::{self, Child};
 use common::kernel::Kernel;
-use common::{Block, HEAP, KIB, MIB, Random, scaled};
+use common::{Block, HEAP, KIB, MIB, Random, on_threads, scaled};
 use pcpalloc::{Drain, PcpAlloc};
 
 #[global_allocator]
@@ -63,7 +63,7 @@ fn live_on(inherited: Vec<Block>, seed: u64, may_fork: bool) {
     let reached = HEAP.drain(Drain::All);
     assert_eq!(reached.unreachable_cpus, 0, "the fence is inherited");
     let before = HEAP.stats();
-    std::thread::spawn(move || exercise(seed + 1)).join().unwrap();
+    on_threads([|| exercise(seed + 1)]);
     let trimmed = std::thread::spawn(move || HEAP.trim()).join().unwrap();
     assert_eq!(trimmed.unreachable_cpus, 0);
     let after = HEAP.stats();
@@ -87,22 +87,20 @@ fn two_hundred_forks_under_load() {
         let forever = |f: &dyn Fn(u64)| (0..).take_while(|_| !done.load(Ordering::Relaxed)).for_each(f);
         let before = HEAP.stats().in_use;
         std::thread::scope(|scope| {
-            for seed in 0..2 {
-                scope.spawn(move || forever(&|round| exercise(1000 * seed + round)));
-            }
-            scope.spawn(move || {
-                forever(&|_| {
+            let load: [fn(u64); 5] = [
+                exercise,
+                |round| exercise(1000 + round),
+                |_| {
                     HEAP.drain(Drain::All);
                     HEAP.stats();
-                })
-            });
-            scope.spawn(move || {
-                forever(&|_| {
+                },
+                |_| {
                     HEAP.trim();
                     std::thread::sleep(Duration::from_millis(1));
-                })
-            });
-            scope.spawn(move || forever(&|round| std::thread::spawn(move || exercise(round)).join().unwrap()));
+                },
+                |round| on_threads([|| exercise(round)]),
+            ];
+            let load = load.map(|f| scope.spawn(move || forever(&f)));
             let forkers: Vec<_> = (0..2u64)
                 .map(|forker| {
                     scope.spawn(move || {
@@ -118,6 +116,7 @@ fn two_hundred_forks_under_load() {
             let results: Vec<_> = forkers.into_iter().map(|forker| forker.join()).collect();
             done.store(true, Ordering::Relaxed);
             results.into_iter().for_each(|result| result.unwrap());
+            load.into_iter().for_each(|thread| thread.join().unwrap());
         });
         let after = HEAP.stats();
         assert!(after.in_use < before + 64 * KIB, "nothing is lost: {before} before,\n{after}");

@@ -6,12 +6,13 @@ mod common;
 
 use std::cell::RefCell;
 use std::ffi::c_void;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::child::{self, Child, say};
+use common::child::{self, Child};
 use common::kernel::Kernel;
-use common::{Block, HEAP, KIB, MIB};
-use pcpalloc::PcpAlloc;
+use common::{Block, HEAP, KIB, MIB, on_threads};
+use pcpalloc::{Drain, PcpAlloc, Stats};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -47,14 +48,14 @@ fn write_line(line: &str) {
 
 // ---- before main
 
-/// What the static constructor took, and the number of bytes it found in use then.
-static BEFORE_MAIN: std::sync::Mutex<Option<(Vec<Block>, usize)>> = std::sync::Mutex::new(None);
+/// What the static constructor took, and how the heap stood then.
+static BEFORE_MAIN: Mutex<Option<(Vec<Block>, Stats)>> = Mutex::new(None);
 
 extern "C" fn before_main() {
     let blocks = some_of_everything(40);
     exercise(50);
-    let in_use = HEAP.stats().in_use;
-    *BEFORE_MAIN.lock().unwrap() = Some((blocks, in_use));
+    let stats = HEAP.stats();
+    *BEFORE_MAIN.lock().unwrap() = Some((blocks, stats));
 }
 
 // SAFETY: the section holds addresses of functions that the loader calls before `main`, on a running thread with the
@@ -63,18 +64,24 @@ extern "C" fn before_main() {
 #[used]
 static CONSTRUCTOR: extern "C" fn() = before_main;
 
-/// Red if the first allocation must come after `main` has begun: in `alloc_class_slow` (`src/alloc.rs`), do not bring
-/// the heap up, and do so in `PcpAlloc::stats` instead.
+/// Red if the first request does not bring the heap up: in `alloc_class_slow` and `alloc_large` (`src/alloc.rs`), do
+/// not call `heap::ensure_up`.
 #[test]
 fn blocks_taken_before_main_are_kept() {
-    let (blocks, in_use) = BEFORE_MAIN.lock().unwrap().take().expect("the constructor has run");
-    assert!(in_use >= 5 * MIB, "the constructor's blocks are accounted for: {in_use}");
-    blocks.iter().for_each(Block::check);
-    drop(blocks);
-    // And no mode is chosen too early.
     const NAME: &str = "blocks_taken_before_main_are_kept";
-    child::body(NAME, |_| say("mode", format!("{:?}", HEAP.stats().mode)));
-    in_every_mode(NAME, |outcome| assert!(!outcome.value("mode").is_empty()));
+    child::body(NAME, |number| {
+        let (blocks, then) = BEFORE_MAIN.lock().unwrap().take().expect("the constructor has run");
+        assert!(then.in_use >= 5 * MIB, "the constructor's blocks are accounted for: {then}");
+        assert_eq!((then.mode, then.mappings), (HEAP.stats().mode, 1), "{then}");
+        Kernel::MODES[number.parse::<usize>().unwrap()].assert_mode();
+        blocks.iter().for_each(Block::check);
+        drop(blocks);
+        let now = HEAP.stats();
+        assert!(now.in_use < MIB && now.mappings == 0, "{now}");
+    });
+    for (number, kernel) in Kernel::MODES.into_iter().enumerate() {
+        Child::new(NAME, &number.to_string()).kernel(kernel).run().succeeded();
+    }
 }
 
 // ---- when threads end
@@ -159,8 +166,8 @@ extern "C" fn destroy(value: *mut c_void) {
 /// Destructors of the language and of the C library, before and after those of the heap itself, that take and free
 /// blocks; threads that follow, which get what the ended ones left.
 ///
-/// Red if an ending thread gets stacks that nobody empties or that go to two threads: in `thread_exit`
-/// (`src/percpu/thread.rs`), leave `REGION` as it is.
+/// Red if an ending thread goes on with stacks that it has given up: in `thread_exit` (`src/percpu/thread.rs`), leave
+/// `REGION` as it is.
 #[test]
 fn destructors_of_threads() {
     const NAME: &str = "destructors_of_threads";
@@ -168,31 +175,32 @@ fn destructors_of_threads() {
     const DESTRUCTORS: usize = 6;
     child::body(NAME, |_| {
         let keys = [Key::new(), Key::new()];
-        exercise(1);
-        let start = HEAP.stats().in_use;
-        for wave in 0..common::scaled(3) {
+        let wave = |threads: u64| {
             let before = RUN.load(Ordering::Relaxed);
-            let threads: Vec<_> = (0..16)
-                .map(|number: u64| {
-                    let key = keys[number as usize % 2].0;
-                    std::thread::spawn(move || {
-                        // Some threads use the heap first and some arm the destructors first.
-                        if number.is_multiple_of(3) {
-                            exercise(number);
-                        }
-                        LATE.set(Some(Late));
-                        Key(key).set();
-                        EARLY.set(Some(Keeper::new(number)));
+            on_threads((0..threads).map(|number| {
+                let key = keys[number as usize % 2].0;
+                move || {
+                    // Some threads use the heap first and some arm the destructors first.
+                    if number.is_multiple_of(3) {
                         exercise(number);
-                    })
-                })
-                .collect();
-            threads.into_iter().for_each(|thread| thread.join().unwrap());
-            assert_eq!(RUN.load(Ordering::Relaxed) - before, 16 * DESTRUCTORS, "in wave {wave}");
-        }
+                    }
+                    LATE.set(Some(Late));
+                    Key(key).set();
+                    EARLY.set(Some(Keeper::new(number)));
+                    exercise(number);
+                }
+            }));
+            assert_eq!(RUN.load(Ordering::Relaxed) - before, threads as usize * DESTRUCTORS);
+        };
+        exercise(1);
+        HEAP.drain(Drain::All);
+        let start = HEAP.stats();
+        (0..common::scaled(4)).for_each(|_| wave(16));
+        HEAP.drain(Drain::All);
         let end = HEAP.stats();
-        assert!(end.in_use < start + 64 * KIB, "threads leave nothing behind: {start} in use before,\n{end}");
-        assert!(end.percpu_cached < 4 * MIB, "{end}");
+        assert!(end.in_use < start.in_use + 64 * KIB, "threads leave nothing behind:\n{start}\n{end}");
+        // In per-thread mode the test harness's thread has what it had.
+        assert!(end.percpu_cached <= start.percpu_cached, "nor in stacks:\n{start}\n{end}");
     });
     in_every_mode(NAME, |_| ());
 }
@@ -231,10 +239,8 @@ fn process_exit() {
         // keeps the heap busy.
         EARLY.set(Some(Keeper::new(5)));
         std::thread::spawn(|| {
-            let mut turn = 0;
             loop {
-                exercise(turn);
-                turn += 1;
+                exercise(7);
             }
         });
         exercise(6);

@@ -65,8 +65,8 @@ fn sixty_four_threads_on_fixed_cpus_pass_blocks_around() {
 /// Threads that are moved to another CPU at any moment, between the steps of one operation as well: some that only
 /// take blocks, so that stacks run empty, and some that only free them, so that stacks run full.
 ///
-/// Red if an operation takes it that it ends on the CPU where it began: in `flush` (`src/percpu/slow.rs`), pass on a
-/// batch that has no blocks; in `stop_here` (`src/percpu/x86_64.rs`), do not compare the CPU.
+/// Red if a section goes on where it should be restarted: in the macro `leave` (`src/percpu/x86_64.rs`), give the
+/// descriptor a length of 0.
 #[test]
 fn threads_moved_at_any_moment() {
     let cpus = cpus();
@@ -134,7 +134,8 @@ fn ten_thousand_short_threads() {
     }
 }
 
-/// Red if a block's home went with its thread: in `thread_exit` (`src/percpu/thread.rs`), unmap the region.
+/// Red if blocks are lost with their threads: in `thread_exit` (`src/percpu/thread.rs`), forget what has been taken
+/// from the stacks instead of dropping it.
 #[test]
 fn blocks_outlive_the_threads_that_took_them() {
     const NAME: &str = "blocks_outlive_the_threads_that_took_them";

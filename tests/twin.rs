@@ -11,17 +11,17 @@ use std::sync::Mutex;
 
 use common::block::layout;
 use common::model::{Holder, Oracle};
-use common::{Block, HEAP, KIB, MIB, scaled, workload};
+use common::{Block, HEAP, KIB, MIB, on_threads, scaled, workload};
 use pcpalloc::{Drain, Mode};
 
 /// One test at a time, so that each can account for all there is.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Runs `f`, and looks at whether the heap then holds what it held before.
-fn accounted(f: impl FnOnce()) {
+/// Runs `f` on a thread that ends, and looks at whether the heap then holds what it held before.
+fn accounted(f: impl FnOnce() + Send) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let before = HEAP.stats();
-    f();
+    on_threads([f]);
     let after = HEAP.stats();
     assert_eq!(after.in_use, before.in_use, "{before}\n{after}");
     assert_eq!((after.mappings, after.mode), (before.mappings, Mode::PerThread));
@@ -58,20 +58,18 @@ fn sizes_on_both_sides_of_every_border() {
 fn random_steps_by_several_threads() {
     accounted(|| {
         let oracle = Oracle::default();
-        std::thread::scope(|scope| {
-            for seed in 0..4 {
-                let oracle = &oracle;
-                scope.spawn(move || {
-                    let mut holder = Holder::new(oracle, seed);
-                    for step in 0..scaled(1500) {
-                        holder.step();
-                        if step % 500 == 499 {
-                            HEAP.trim();
-                        }
+        on_threads((0..4).map(|seed| {
+            let oracle = &oracle;
+            move || {
+                let mut holder = Holder::new(oracle, seed);
+                for step in 0..scaled(1500) {
+                    holder.step();
+                    if step % 500 == 499 {
+                        HEAP.trim();
                     }
-                });
+                }
             }
-        });
+        }));
         assert!(oracle.is_empty());
     });
 }
@@ -87,9 +85,7 @@ fn threads_leave_nothing_behind() {
             std::thread::spawn(|| drop((1..200).map(|n| Block::new(10 * n, 8, 3)).collect::<Vec<_>>())).join().unwrap();
         }
         HEAP.drain(Drain::All);
-        // Threads of other tests may end meanwhile, and give up what they have.
-        let after = HEAP.stats().percpu_cached;
-        assert!(after <= before, "{before} bytes cached before, {after} after");
+        assert_eq!(HEAP.stats().percpu_cached, before);
         let trimmed = HEAP.trim();
         assert_eq!(trimmed.unreachable_cpus, 0);
         assert!(HEAP.stats().free_resident <= 64 * KIB, "what is free has been given back: {}", HEAP.stats());

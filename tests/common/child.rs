@@ -76,6 +76,12 @@ impl Child {
         self
     }
 
+    /// Gives its heap these settings, as a user would: `PCPALLOC_CONF`.
+    pub fn settings(mut self, settings: &str) -> Self {
+        self.command.env("PCPALLOC_CONF", settings);
+        self
+    }
+
     /// Runs it and waits for its end.
     pub fn run(mut self) -> Outcome {
         let output = self.command.output().expect("the child starts");

@@ -76,15 +76,23 @@ impl Random {
     }
 }
 
+/// Runs each function on a thread of its own, and returns when all threads have ended, their destructors included.
+pub fn on_threads<F: FnOnce() + Send>(functions: impl IntoIterator<Item = F>) {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = functions.into_iter().map(|f| scope.spawn(f)).collect();
+        let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        results.into_iter().for_each(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    });
+}
+
 /// Runs `f` on a thread that runs on `cpu` only, and returns what it returns.
 pub fn on_cpu<R: Send>(cpu: usize, f: impl FnOnce() -> R + Send) -> R {
-    std::thread::scope(|scope| {
-        let pinned = scope.spawn(move || {
-            assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu} can be had");
-            f()
-        });
-        pinned.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let mut result = None;
+    on_threads([|| {
+        assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu} can be had");
+        result = Some(f());
+    }]);
+    result.expect("the function has returned")
 }
 
 /// The CPUs this process may use, at least one.

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use super::model::{Holder, Oracle};
-use super::{Block, HEAP, KIB, MIB, Random, scaled};
+use super::{Block, HEAP, KIB, MIB, Random, on_threads, scaled};
 
 /// Every layer of the heap from one thread and from several, contents checked; afterwards the heap holds about what
 /// it held before.
@@ -65,14 +65,12 @@ fn hand_over() {
 
 fn model() {
     let oracle = Oracle::default();
-    std::thread::scope(|scope| {
-        for seed in 0..4 {
-            let oracle = &oracle;
-            scope.spawn(move || {
-                let mut holder = Holder::new(oracle, seed);
-                (0..scaled(1500)).for_each(|_| holder.step());
-            });
+    on_threads((0..4).map(|seed| {
+        let oracle = &oracle;
+        move || {
+            let mut holder = Holder::new(oracle, seed);
+            (0..scaled(1500)).for_each(|_| holder.step());
         }
-    });
+    }));
     assert!(oracle.is_empty());
 }
