@@ -57,10 +57,14 @@ compile_error!("pcpalloc needs 64-bit pointers");
 mod alloc;
 #[cfg(not(loom))]
 mod control;
+#[cfg(loom)]
+#[path = "rcu/epoch.rs"]
+mod epoch;
 #[cfg(not(loom))]
 mod heap;
 #[cfg(not(loom))]
 mod large;
+mod list;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]

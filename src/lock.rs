@@ -42,6 +42,15 @@ impl<T> Lock<T> {
         f(&mut self.lock());
     }
 
+    /// The value of a lock that is held without a guard.
+    ///
+    /// # Safety
+    /// The caller holds the lock, and nobody has had a reference to the value since.
+    pub(crate) unsafe fn value_of_held(&self) -> &T {
+        // SAFETY: the caller's obligation.
+        unsafe { &*self.value.get() }
+    }
+
     #[inline]
     pub(crate) fn lock(&self) -> Guard<'_, T> {
         self.acquire();

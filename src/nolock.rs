@@ -5,13 +5,13 @@
 //! `alloc_pages_nolock` made stricter: a miss is `None` at once, whatever the slab layer might have.
 //!
 //! A freed block goes back on this CPU's stack; if that is full it is linked through its own first word into a
-//! list that the next visit to any slow path, drain or trim takes whole. The list only grows by a
-//! compare-and-swap and only shrinks by a swap, so it needs no count against a number that went and came back.
+//! list ([`List`]) that the next visit to any slow path, drain or trim takes whole.
 
 use core::alloc::Layout;
-use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::list::List;
 use crate::size_class::{CLASSES, class_of};
 use crate::slab::{free_bulk, tag_at, tag_of};
 use crate::{Config, heap, large, percpu, sys};
@@ -20,10 +20,10 @@ use crate::{Config, heap, large, percpu, sys};
 const CLASS_SHIFT: u32 = 48;
 const ADDRESS_MASK: usize = (1 << CLASS_SHIFT) - 1;
 
-/// Freed blocks of the classes: the address on top and its class; each block's first word holds the rest.
-static BLOCKS: AtomicUsize = AtomicUsize::new(0);
+/// Freed blocks of the classes, each address with its class; each block's first word holds the next.
+static BLOCKS: List<usize> = List::new();
 /// Freed blocks that no class serves.
-static LARGE: AtomicPtr<Large> = AtomicPtr::new(null_mut());
+static LARGE: List<Large> = List::new();
 /// Blocks on both lists. Relaxed throughout: a statistic.
 static DEFERRED: AtomicUsize = AtomicUsize::new(0);
 
@@ -56,18 +56,9 @@ pub(crate) unsafe fn free(block: NonNull<u8>, layout: Layout) {
         return;
     }
     DEFERRED.fetch_add(1, Ordering::Relaxed);
-    // Relaxed: the value is stored in the block, not followed.
-    let mut rest = BLOCKS.load(Ordering::Relaxed);
-    loop {
-        // SAFETY: the block is ours, at least 8 bytes and aligned to 8: every class is a multiple of 8.
-        unsafe { block.cast::<usize>().write(rest) };
-        let new = sys::addr(block) | class << CLASS_SHIFT;
-        // Release, paired with the acquire in `settle`: the word in the block is seen.
-        match BLOCKS.compare_exchange_weak(rest, new, Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => return,
-            Err(now) => rest = now,
-        }
-    }
+    let word = block.cast::<usize>().as_ptr().map_addr(|address| address | class << CLASS_SHIFT);
+    // SAFETY: the block is ours, at least 8 bytes and aligned to 8: every class is a multiple of 8.
+    BLOCKS.push(word, |next| unsafe { block.cast::<*mut usize>().write(next) });
 }
 
 /// # Safety
@@ -75,16 +66,8 @@ pub(crate) unsafe fn free(block: NonNull<u8>, layout: Layout) {
 unsafe fn defer_large(block: NonNull<u8>, layout: Layout) {
     DEFERRED.fetch_add(1, Ordering::Relaxed);
     let note = block.cast::<Large>();
-    let mut next = LARGE.load(Ordering::Relaxed);
-    loop {
-        // SAFETY: the caller's obligation.
-        unsafe { note.write(Large { next, size: layout.size(), align: layout.align() }) };
-        // Release, paired with the acquire in `settle`.
-        match LARGE.compare_exchange_weak(next, note.as_ptr(), Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => return,
-            Err(now) => next = now,
-        }
-    }
+    // SAFETY: the caller's obligation.
+    LARGE.push(note.as_ptr(), |next| unsafe { note.write(Large { next, size: layout.size(), align: layout.align() }) });
 }
 
 /// Gives deferred blocks back, if there are any; every slow path starts with it.
@@ -98,22 +81,21 @@ pub(crate) fn settle() {
 
 #[cold]
 fn settle_all() {
-    // Acquire, paired with the releases above.
-    let mut word = BLOCKS.swap(0, Ordering::Acquire);
-    while word != 0 {
-        let (address, class) = (word & ADDRESS_MASK, word >> CLASS_SHIFT);
-        let block = address as *mut usize;
+    let mut word = BLOCKS.take();
+    while !word.is_null() {
+        let (block, class) = (word.map_addr(|word| word & ADDRESS_MASK), word.addr() >> CLASS_SHIFT);
+        let address = block as usize;
         // The list runs through free memory: believe it only as far as the pages bear it out.
         let tag = NonNull::new(block.cast()).and_then(tag_at).map(|(_, _, tag)| tag);
         if class >= CLASSES || tag != Some(tag_of(class)) {
             sys::die("memory was written to after it was freed", address);
         }
         // SAFETY: a block of the heap, by its page's tag; only this thread has it since the swap.
-        word = unsafe { *block };
+        word = unsafe { *block.cast::<*mut usize>() };
         free_bulk(class, &[address]);
         DEFERRED.fetch_sub(1, Ordering::Relaxed);
     }
-    let mut note = LARGE.swap(null_mut(), Ordering::Acquire);
+    let mut note = LARGE.take();
     while let Some(block) = NonNull::new(note) {
         // SAFETY: `defer_large` wrote the note, and the block is ours since the swap.
         unsafe {

@@ -8,6 +8,10 @@ pub(super) fn pop(_class: usize) -> *mut u8 {
     core::ptr::null_mut()
 }
 
+pub(super) fn pop_reserve(_class: usize) -> *mut u8 {
+    core::ptr::null_mut()
+}
+
 #[inline(always)]
 pub(super) unsafe fn push(_class: usize, _block: usize) -> bool {
     false
@@ -34,7 +38,19 @@ pub(super) unsafe fn push_batch(_class: usize, _blocks: &[usize]) -> usize {
     0
 }
 
+pub(super) unsafe fn push_reserve(_class: usize, _blocks: &[usize]) -> usize {
+    0
+}
+
 pub(super) fn stop_here(_cpu: usize) -> bool {
+    false
+}
+
+pub(super) fn stop_reserves_here(_cpu: usize) -> bool {
+    false
+}
+
+pub(super) fn stop_reserves(_cpu: usize, _region: &Region) -> bool {
     false
 }
 
@@ -43,6 +59,8 @@ pub(super) fn stop(_cpu: usize, _region: &Region) -> bool {
 }
 
 pub(super) fn start(_cpu: usize, _region: &Region) {}
+
+pub(super) fn start_reserves(_cpu: usize, _region: &Region) {}
 
 pub(super) fn cpu() -> Option<usize> {
     None

@@ -46,21 +46,30 @@ pub(crate) fn deferred_available() -> bool {
     mode() != Mode::PerThread && fence_available()
 }
 
-/// Puts another array on the CPU this thread runs on, and returns the one that was there; `None` if that
-/// could not be done just now.
-pub(crate) fn exchange_here(array: Array) -> Option<Array> {
+/// Puts another array on the CPU this thread runs on, and passes the one that was there to `then`; `None` if
+/// that could not be done just now.
+///
+/// `then` runs under the lock of the CPU's region, which [`deferred_count`] takes, too: whoever looks at the CPU
+/// finds a word either here or where `then` has put it. It must not allocate.
+pub(crate) fn exchange_here<R>(array: Array, then: impl FnOnce(Array) -> R) -> Option<R> {
     let cpu = rseq::cpu().filter(|&cpu| cpu < cpus())?;
     let region = region_of(cpu).or_else(|| create_region(cpu))?;
-    exchange(cpu, region, array, || rseq::stop_here(cpu))
+    exchange(cpu, region, array, || rseq::stop_here(cpu), then)
 }
 
-/// Puts another array on a CPU, from whatever thread.
-pub(crate) fn exchange_on(cpu: usize, array: Array) -> Option<Array> {
+/// As [`exchange_here`], for any CPU from whatever thread.
+pub(crate) fn exchange_on<R>(cpu: usize, array: Array, then: impl FnOnce(Array) -> R) -> Option<R> {
     let region = region_of(cpu)?;
-    exchange(cpu, region, array, || stop(cpu, region))
+    exchange(cpu, region, array, || stop(cpu, region), then)
 }
 
-fn exchange(cpu: usize, region: &'static Region, array: Array, stop: impl FnOnce() -> bool) -> Option<Array> {
+fn exchange<R>(
+    cpu: usize,
+    region: &'static Region,
+    array: Array,
+    stop: impl FnOnce() -> bool,
+    then: impl FnOnce(Array) -> R,
+) -> Option<R> {
     let mut book = region.book.lock();
     if !stop() {
         return None;
@@ -76,7 +85,7 @@ fn exchange(cpu: usize, region: &'static Region, array: Array, stop: impl FnOnce
     header.top.store(array.top, Ordering::Relaxed);
     header.limit.store(array.limit, Ordering::Relaxed);
     rseq::start(cpu, region);
-    Some(old)
+    Some(then(old))
 }
 
 /// Words on a CPU's stack, as a hint; `None` if it has no array.

@@ -62,6 +62,11 @@ pub(super) fn stop(cpu: usize, region: &Region) -> bool {
     if FENCE.load(Ordering::Relaxed) { rseq::stop(cpu, region) } else { rseq::stop_here(cpu) }
 }
 
+/// Stops the reserves of a CPU, which nothing else stops. The caller holds the lock of its region.
+pub(super) fn stop_reserves(cpu: usize, region: &Region) -> bool {
+    if FENCE.load(Ordering::Relaxed) { rseq::stop_reserves(cpu, region) } else { rseq::stop_reserves_here(cpu) }
+}
+
 /// Empties the calling thread's own stacks, in per-thread mode; returns the bytes.
 pub(crate) fn drain_thread() -> usize {
     if mode() == Mode::PerThread { thread::drain() } else { 0 }

@@ -99,6 +99,10 @@ pub(super) struct Reserve {
     pub(super) base: *mut usize,
     /// Blocks promised.
     pub(super) charge: usize,
+    /// Entries that the array has room for.
+    pub(super) room: usize,
+    /// The array it had before, which the next charge uses if it fits, and its room.
+    pub(super) other: (*mut usize, usize),
 }
 
 #[derive(Clone, Copy)]

@@ -1,6 +1,7 @@
 //! Blocks that wait for nolock allocation alone: reserves, charged beforehand and kept.
 //!
-//! A reserve is one more stack for a class on a CPU. Ordinary allocation, drains and trims leave it alone;
+//! A reserve is one more stack for a class on a CPU, found through a table of its own, so that it is there while
+//! the CPU's other stacks are stopped. Ordinary allocation, drains and trims leave it alone;
 //! nolock allocation takes from it when the ordinary stack is empty or down to its floor, and marks the region
 //! as wanting. The next visit to the slow path on that CPU then fills the reserve up again. Where no reserve was
 //! charged, the same visit refills the ordinary stack of a class that nolock allocation found empty, by twice
@@ -8,7 +9,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::region::{Event, RESERVE, Region};
+use super::region::{Event, RESERVE, Region, Reserve};
 use super::rseq::AboveFloor;
 use super::slow::{Stacks, create_region};
 use super::{Mode, cpus, mode, node_of, rseq, thread};
@@ -69,7 +70,7 @@ fn pop_of_cpu(class: usize) -> AboveFloor {
         return found;
     }
     // Nothing above the floor. A reserve that was never charged is an empty stack.
-    let mut tries = (0..ATTEMPTS / 8).map(|_| rseq::pop(RESERVE + class) as usize);
+    let mut tries = (0..ATTEMPTS / 8).map(|_| rseq::pop_reserve(class) as usize);
     let Some(block) = tries.find(|&block| block != 0) else { return found };
     if let Some(region) = rseq::cpu().filter(|&cpu| cpu < cpus()).and_then(super::slow::region_of) {
         region.wanting.store(true, Ordering::Relaxed);
@@ -109,7 +110,7 @@ pub(crate) unsafe fn push_nolock(class: usize, block: *mut u8) -> bool {
             })
             .unwrap_or(false);
         }
-        rseq::push_batch(RESERVE + class, &block) == 1 || (0..4).any(|_| rseq::push_batch(class, &block) == 1)
+        rseq::push_reserve(class, &block) == 1 || (0..4).any(|_| rseq::push_batch(class, &block) == 1)
     }
 }
 
@@ -124,8 +125,8 @@ pub(crate) fn charge(class: usize, blocks: usize) -> Result<(), ChargeError> {
     }
     for cpu in 0..cpus() {
         let region = super::slow::region_of(cpu).or_else(|| create_region(cpu)).ok_or(ChargeError::OutOfMemory)?;
-        let stop = || super::drain::stop(cpu, region);
-        set_charge(region, class, blocks, node_of(cpu), stop, || rseq::start(cpu, region))?;
+        let stop = || super::drain::stop_reserves(cpu, region);
+        set_charge(region, class, blocks, node_of(cpu), stop, || rseq::start_reserves(cpu, region))?;
     }
     Ok(())
 }
@@ -142,12 +143,13 @@ fn set_charge(
     if book.reserves[class].charge == blocks {
         return Ok(());
     }
-    // A new array, already full, takes the old one's place in one step; what the old one held goes back.
-    let words =
-        blocks.checked_add(1).and_then(|n| n.checked_mul(size_of::<usize>())).ok_or(ChargeError::OutOfMemory)?;
-    let array = META.alloc(words, align_of::<usize>()).ok_or(ChargeError::OutOfMemory)?.cast::<usize>().as_ptr();
-    let base = array.wrapping_add(1);
-    // SAFETY: the array has room for `blocks` words behind its sentinel, which META left 0.
+    // Another array, already full, takes the one's place in one step; what that held goes back.
+    let (base, room) = match book.reserves[class].other {
+        (base, room) if !base.is_null() && room >= blocks => (base, room),
+        _ => new_array(blocks).ok_or(ChargeError::OutOfMemory)?,
+    };
+    book.reserves[class].other = (base, room);
+    // SAFETY: the array has room for `blocks` words behind its sentinel, and no stack uses it.
     let fresh = unsafe { core::slice::from_raw_parts_mut(base, blocks) };
     let mut filled = 0;
     while filled < blocks {
@@ -176,9 +178,42 @@ fn set_charge(
     header.top.store(base.wrapping_add(blocks), Ordering::Relaxed);
     header.limit.store(base.wrapping_add(blocks), Ordering::Relaxed);
     start();
-    book.reserves[class].base = base;
-    book.reserves[class].charge = blocks;
+    let reserve = &mut book.reserves[class];
+    *reserve = Reserve { base, charge: blocks, room, other: (reserve.base, reserve.room) };
     Ok(())
+}
+
+/// Gives up whatever was charged to a thread that ends.
+///
+/// # Safety
+/// The region is the calling thread's, and no handler finds it any more.
+pub(super) unsafe fn forget(region: &Region) {
+    let mut book = region.book.lock();
+    let mut blocks = [0; BATCH_MAX];
+    for class in 0..CLASSES {
+        if book.reserves[class].charge == 0 {
+            continue;
+        }
+        loop {
+            // SAFETY: the caller's obligation.
+            match unsafe { region.pop_batch(RESERVE + class, &mut blocks) } {
+                0 => break,
+                n => slab::free_bulk(class, &blocks[..n]),
+            }
+        }
+        let reserve = &mut book.reserves[class];
+        reserve.charge = 0;
+        region.headers[RESERVE + class].limit.store(reserve.base, Ordering::Relaxed);
+    }
+}
+
+/// An array for at least `blocks` entries: its first entry and its room. It is never given back, so larger ones
+/// are made by doublings.
+fn new_array(blocks: usize) -> Option<(*mut usize, usize)> {
+    let words = blocks.checked_add(1)?.checked_next_power_of_two()?.max(16);
+    // META's memory reads as zero, as the sentinel must.
+    let array = META.alloc(words.checked_mul(size_of::<usize>())?, align_of::<usize>())?;
+    Some((array.cast::<usize>().as_ptr().wrapping_add(1), words - 1))
 }
 
 /// Sees to a region that is wanting. Called on the slow path, with no lock held.
@@ -194,7 +229,8 @@ pub(super) fn satisfy(stacks: &Stacks) {
     }
     let mut blocks = [0; BATCH_MAX];
     for (class, &lacking) in lacking.iter().enumerate() {
-        fill(stacks, class, RESERVE + class, lacking as usize, &mut blocks);
+        // SAFETY: `fill` passes blocks of the class, fresh from the slab.
+        fill(stacks, class, lacking as usize, &mut blocks, |blocks| unsafe { stacks.push_reserve(class, blocks) });
         let level = region.levels[class].load(Ordering::Relaxed);
         if level == 0 {
             continue;
@@ -202,7 +238,8 @@ pub(super) fn satisfy(stacks: &Stacks) {
         if level & MISSED != 0 {
             let level = (level & !MISSED) + 1;
             region.missed(class, Event::Empty, stacks);
-            fill(stacks, class, class, 4 << level, &mut blocks);
+            // SAFETY: as above.
+            fill(stacks, class, 4 << level, &mut blocks, |blocks| unsafe { stacks.push_batch(class, blocks) });
             region.levels[class].store(level.min(LEVEL_MAX), Ordering::Relaxed);
         } else {
             region.levels[class].store(level - 1, Ordering::Relaxed);
@@ -210,13 +247,18 @@ pub(super) fn satisfy(stacks: &Stacks) {
     }
 }
 
-/// Puts up to `count` new blocks on a stack; what it will not take goes back.
-fn fill(stacks: &Stacks, class: usize, index: usize, count: usize, blocks: &mut [usize; BATCH_MAX]) {
+/// Puts up to `count` new blocks of a class on a stack; what it will not take goes back.
+fn fill(
+    stacks: &Stacks,
+    class: usize,
+    count: usize,
+    blocks: &mut [usize; BATCH_MAX],
+    push: impl Fn(&[usize]) -> usize,
+) {
     let mut left = count.min(4 * CLASS[class].batch as usize);
     while left > 0 {
         let got = slab::alloc_bulk(stacks.node(), class, &mut blocks[..left.min(BATCH_MAX)]);
-        // SAFETY: fresh from the slab.
-        let put = unsafe { stacks.push_batch(index, &blocks[..got]) };
+        let put = push(&blocks[..got]);
         slab::free_bulk(class, &blocks[put..got]);
         if put == 0 {
             return;

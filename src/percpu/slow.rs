@@ -13,7 +13,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use super::capacity::Exclusive;
-use super::region::{Event, Region};
+use super::region::{Event, RESERVE, Region};
 use super::{Mode, cpus, mode, node_of, rseq, thread};
 use crate::lock::Lock;
 use crate::size_class::{BATCH_MAX, CLASS};
@@ -90,6 +90,18 @@ impl Stacks {
             }
         }
     }
+
+    /// # Safety
+    /// All are blocks of `class` that nobody uses.
+    pub(super) unsafe fn push_reserve(&self, class: usize, blocks: &[usize]) -> usize {
+        // SAFETY: the caller's obligation, and as in `pop`.
+        unsafe {
+            match self {
+                Stacks::Cpu(..) => rseq::push_reserve(class, blocks),
+                Stacks::Thread(region) => region.push_batch(RESERVE + class, blocks),
+            }
+        }
+    }
 }
 
 /// The region of a CPU, if it has one.
@@ -108,6 +120,7 @@ pub(super) fn create_region(cpu: usize) -> Option<&'static Region> {
     // Release, paired with the acquire in `region_of`.
     REGIONS[cpu].store(region as *const Region as *mut Region, Ordering::Release);
     rseq::start(cpu, region);
+    rseq::start_reserves(cpu, region);
     Some(region)
 }
 

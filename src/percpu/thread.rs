@@ -141,6 +141,8 @@ unsafe extern "C" fn thread_exit(region: *mut c_void) {
         unsafe { region.take_all(class, &taken) };
     }
     drop(taken);
+    // SAFETY: as above.
+    unsafe { super::reserve::forget(region) };
     put_aside(region);
 }
 

@@ -37,7 +37,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Mode;
 use super::region::Region;
-use super::region::{FLOOR, HEADERS};
+use super::region::{FLOOR, HEADERS, RESERVE};
 use super::stopped::STOPPED;
 use crate::sys;
 
@@ -92,6 +92,9 @@ const UNREGISTERED: usize = 2;
 /// Distance from `STOPPED` to each CPU's region; 0 while it has none or is stopped.
 struct Table([AtomicUsize; sys::MAX_CPUS + UNREGISTERED]);
 static TABLE: Table = Table([const { AtomicUsize::new(0) }; sys::MAX_CPUS + UNREGISTERED]);
+/// The same for the reserves of each CPU, which a charge stops and nothing else: a drain, or whoever is preempted
+/// in the middle of one, does not keep nolock allocation from them.
+static RESERVES: Table = Table([const { AtomicUsize::new(0) }; sys::MAX_CPUS + UNREGISTERED]);
 
 /// Where our own area lies, from the thread pointer.
 #[inline(always)]
@@ -112,9 +115,12 @@ fn offset() -> isize {
     unsafe { own_offset() + *DELTA.0.get() }
 }
 
-#[inline(always)]
-fn table() -> *const AtomicUsize {
-    &TABLE.0[UNREGISTERED]
+impl Table {
+    /// Entry 0.
+    #[inline(always)]
+    fn entries(&self) -> *const AtomicUsize {
+        &self.0[UNREGISTERED]
+    }
 }
 
 #[inline(always)]
@@ -185,6 +191,16 @@ const _: () = assert!(sys::RSEQ_SIGNATURE == 0x5305_3053);
 /// ```
 #[inline(always)]
 pub(super) fn pop(class: usize) -> *mut u8 {
+    pop_in(&TABLE, class)
+}
+
+/// As [`pop`], from a class's reserve.
+pub(super) fn pop_reserve(class: usize) -> *mut u8 {
+    pop_in(&RESERVES, RESERVE + class)
+}
+
+#[inline(always)]
+fn pop_in(table: &Table, class: usize) -> *mut u8 {
     // A pointer from the start, so that the compiler sees the caller's test for null to be the same as ours.
     let block: *mut u8;
     // SAFETY: the section reads this CPU's header and the entry below its top, which exist for every CPU and
@@ -205,7 +221,7 @@ pub(super) fn pop(class: usize) -> *mut u8 {
             leave!("xor {block:e}, {block:e}
                     jmp 5b"),
             off = out(reg) _,
-            table = in(reg) table(),
+            table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
             t = out(reg) _,
             h = out(reg) _,
@@ -238,6 +254,7 @@ pub(super) enum AboveFloor {
 /// head.top -= 1                          // commit
 /// ```
 pub(super) fn pop_above_floor(class: usize) -> AboveFloor {
+    let table = &TABLE;
     const REFUSED: usize = 1;
     const ABORTED: usize = 2;
     let block: usize;
@@ -259,7 +276,7 @@ pub(super) fn pop_above_floor(class: usize) -> AboveFloor {
             leave!("mov {block:e}, 2
                     jmp 5b"),
             off = out(reg) _,
-            table = in(reg) table(),
+            table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
             floor = const FLOOR * 16,
             t = out(reg) _,
@@ -289,6 +306,7 @@ pub(super) fn pop_above_floor(class: usize) -> AboveFloor {
 /// `block` is a block of `class` that nobody uses.
 #[inline(always)]
 pub(super) unsafe fn push(class: usize, block: usize) -> bool {
+    let table = &TABLE;
     // SAFETY: as for `pop`; the entry written lies below the limit, so inside the array and above every entry
     // in use. `STOPPED` has its top at its limit, so it is never written.
     unsafe {
@@ -303,7 +321,7 @@ pub(super) unsafe fn push(class: usize, block: usize) -> bool {
              mov qword ptr [{h}], {c}",
             leave!("jmp {miss}"),
             off = out(reg) _,
-            table = in(reg) table(),
+            table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
             block = in(reg) block,
             t = out(reg) _,
@@ -325,6 +343,7 @@ pub(super) unsafe fn push(class: usize, block: usize) -> bool {
 /// if n > 0: head.top = top               // commit
 /// ```
 pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
+    let table = &TABLE;
     if out.is_empty() {
         return 0;
     }
@@ -353,7 +372,7 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
             leave!("xor {n:e}, {n:e}
                     jmp 5b"),
             off = out(reg) _,
-            table = in(reg) table(),
+            table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
             out = in(reg) out.as_mut_ptr(),
             len = in(reg) out.len(),
@@ -380,6 +399,22 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
 /// # Safety
 /// All are blocks of `class` that nobody uses.
 pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
+    // SAFETY: the caller's obligation.
+    unsafe { push_batch_in(&TABLE, class, blocks) }
+}
+
+/// As [`push_batch`], to a class's reserve.
+///
+/// # Safety
+/// As for [`push_batch`].
+pub(super) unsafe fn push_reserve(class: usize, blocks: &[usize]) -> usize {
+    // SAFETY: the caller's obligation.
+    unsafe { push_batch_in(&RESERVES, RESERVE + class, blocks) }
+}
+
+/// # Safety
+/// As for [`push_batch`].
+unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize {
     if blocks.is_empty() {
         return 0;
     }
@@ -407,7 +442,7 @@ pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
             leave!("xor {n:e}, {n:e}
                     jmp 5b"),
             off = out(reg) _,
-            table = in(reg) table(),
+            table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
             blocks = in(reg) blocks.as_ptr(),
             len = in(reg) blocks.len(),
@@ -434,6 +469,15 @@ pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
 ///
 /// The caller holds the lock of the CPU's region, and starts the CPU again.
 pub(super) fn stop_here(cpu: usize) -> bool {
+    stop_here_in(&TABLE, cpu)
+}
+
+/// As [`stop_here`], for the reserves of the CPU alone.
+pub(super) fn stop_reserves_here(cpu: usize) -> bool {
+    stop_here_in(&RESERVES, cpu)
+}
+
+fn stop_here_in(table: &Table, cpu: usize) -> bool {
     // SAFETY: `cpu` is this thread's own id when the entry is written, so it is inside the table.
     unsafe {
         asm!(
@@ -444,7 +488,7 @@ pub(super) fn stop_here(cpu: usize) -> bool {
              mov qword ptr [{table} + 8*{t}], 0",
             leave!("jmp {miss}"),
             off = out(reg) _,
-            table = in(reg) table(),
+            table = in(reg) table.entries(),
             cpu = in(reg) cpu,
             t = out(reg) _,
             miss = label { return false },
@@ -458,21 +502,39 @@ pub(super) fn stop_here(cpu: usize) -> bool {
 ///
 /// The caller holds the lock of the CPU's region, and starts the CPU again.
 pub(super) fn stop(cpu: usize, region: &Region) -> bool {
+    stop_in(&TABLE, cpu, region)
+}
+
+/// As [`stop`], for the reserves of the CPU alone.
+pub(super) fn stop_reserves(cpu: usize, region: &Region) -> bool {
+    stop_in(&RESERVES, cpu, region)
+}
+
+fn stop_in(table: &Table, cpu: usize, region: &Region) -> bool {
     // Relaxed: the fence orders it before everything that its return promises.
-    TABLE.0[UNREGISTERED + cpu].store(0, Ordering::Relaxed);
+    table.0[UNREGISTERED + cpu].store(0, Ordering::Relaxed);
     if sys::fence_cpu(cpu) {
         return true;
     }
-    start(cpu, region);
+    start_in(table, cpu, region);
     false
 }
 
 /// Lets the threads of `cpu` use its region, for the first time or again.
 pub(super) fn start(cpu: usize, region: &Region) {
+    start_in(&TABLE, cpu, region);
+}
+
+/// As [`start`], for the reserves of the CPU alone.
+pub(super) fn start_reserves(cpu: usize, region: &Region) {
+    start_in(&RESERVES, cpu, region);
+}
+
+fn start_in(table: &Table, cpu: usize, region: &Region) {
     let distance = (region as *const Region as usize).wrapping_sub(&raw const STOPPED as usize);
     // Release, paired with the loads of the entry in the sections, which depend on it: whoever finds the
     // region finds it as the caller left it.
-    TABLE.0[UNREGISTERED + cpu].store(distance, Ordering::Release);
+    table.0[UNREGISTERED + cpu].store(distance, Ordering::Release);
 }
 
 /// The CPU this thread runs on, as a hint; `None` if the thread has no rseq.

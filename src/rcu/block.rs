@@ -225,6 +225,11 @@ impl Pool {
         NonNull::new(block).map(|block| self.init(block, true))
     }
 
+    /// Around a `fork`: the list is whole.
+    pub(super) fn fork_lock(&self, acquire: bool) {
+        if acquire { self.spare.acquire() } else { self.spare.release() }
+    }
+
     /// Takes an empty block back.
     pub(super) fn put(&self, block: NonNull<Block>, source: &dyn BlockSource) {
         {
@@ -285,14 +290,5 @@ impl Pool {
             first = unsafe { block.as_ref().next };
             self.release(block, source);
         }
-    }
-
-    /// In the child of a `fork`.
-    pub(super) fn after_fork(&self) {
-        // Whoever held the lock is gone; what it did to the list may be half done.
-        self.spare.force(|spare| {
-            spare.first = null_mut();
-            spare.count = 0;
-        });
     }
 }

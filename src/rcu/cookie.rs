@@ -10,6 +10,8 @@ use super::core::Core;
 /// What keeps a domain's core there for as long as a cookie is.
 pub(super) trait Holder: Send + Sync {
     fn core(&self) -> &Core;
+    /// Whether the calling thread is inside a section of the domain.
+    fn reads(&self) -> bool;
 }
 
 #[derive(Clone)]
@@ -23,6 +25,13 @@ impl CoreRef {
         match self {
             CoreRef::Default => super::default_domain(),
             CoreRef::Own(holder) => holder.core(),
+        }
+    }
+
+    fn reads(&self) -> bool {
+        match self {
+            CoreRef::Default => super::reads(),
+            CoreRef::Own(holder) => holder.reads(),
         }
     }
 }
@@ -69,9 +78,8 @@ impl Cookie {
     /// If the calling thread is inside a section of the same domain, which it would wait for for ever.
     #[doc(alias = "cond_synchronize_rcu")]
     pub fn wait(&self) {
-        let core = self.core.get();
-        super::assert_not_reading(core, "Cookie::wait");
-        core.periods.wait(self.number, false);
+        super::assert_outside(self.core.reads(), "Cookie::wait");
+        self.core.get().periods.wait(self.number, false);
     }
 }
 
@@ -82,8 +90,7 @@ impl Future for Cookie {
         if self.is_done() {
             return Poll::Ready(());
         }
-        let core = self.core.get();
-        core.wake_when_done(self.number, context.waker().clone());
+        self.core.get().wake_when_done(self.number, context.waker());
         // It may have ended before the waker was there to be woken.
         if self.is_done() { Poll::Ready(()) } else { Poll::Pending }
     }

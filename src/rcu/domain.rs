@@ -3,15 +3,16 @@
 use core::alloc::Layout;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use thread_local::ThreadLocal;
 
 use super::cookie::{Cookie, CoreRef, Holder};
-use super::core::{Collect, Core, Progress};
-use super::reader::Slot;
+use super::core::Core;
+use super::epoch::Slot;
+use super::reader::{enter, thread_id};
 use super::{Backlog, BlockSource, Heap, RcuHead, RcuReport, RcuStats};
 use crate::ConfigError;
 
@@ -20,7 +21,7 @@ use crate::ConfigError;
 /// The same operations as the functions of this module, as methods. Pages of pointers come from `S`; what is
 /// freed are blocks of the one heap. Frees go through a page under a lock rather than per-CPU pages.
 ///
-/// Dropping a domain frees what waits in it.
+/// Dropping a domain frees what waits in it, and ends its grace periods: cookies that outlive it are done.
 pub struct Domain<S: BlockSource + 'static = Heap> {
     inner: Arc<Inner<S>>,
 }
@@ -30,6 +31,9 @@ struct Inner<S: BlockSource> {
     source: S,
     /// Each thread's slot, found without a search. Belongs to the core, which is dropped with it.
     slots: ThreadLocal<SlotRef>,
+    /// The domain was dropped; what is left is for cookies, and for the reclaimer to find out. Relaxed: ordered by
+    /// the announcement that follows.
+    closed: AtomicBool,
 }
 
 struct SlotRef(NonNull<Slot>);
@@ -40,26 +44,43 @@ impl<S: BlockSource> Holder for Inner<S> {
     fn core(&self) -> &Core {
         &self.core
     }
+
+    fn reads(&self) -> bool {
+        // SAFETY: as in `slot`.
+        self.slots.get().is_some_and(|slot| unsafe { slot.0.as_ref() }.state.reads())
+    }
 }
 
 impl<S: BlockSource> Inner<S> {
     fn slot(&self) -> &Slot {
-        let slot = self.slots.get_or(|| SlotRef(NonNull::from(self.core.periods.slots.take())));
+        let slot = self.slots.get_or(|| SlotRef(NonNull::from(self.core.periods.slots.take(thread_id()))));
         // SAFETY: slots live as long as the core.
-        unsafe { slot.0.as_ref() }
-    }
-
-    fn reads(&self) -> bool {
-        // SAFETY: as in `slot`.
-        self.slots.get().is_some_and(|slot| unsafe { slot.0.as_ref() }.reads())
+        let slot = unsafe { slot.0.as_ref() };
+        // A thread finds the slot of one that has ended, as `thread_local` has it.
+        if slot.thread.load(Ordering::Relaxed) != thread_id() {
+            slot.thread.store(thread_id(), Ordering::Relaxed);
+        }
+        slot
     }
 }
 
 impl<S: BlockSource> Drop for Inner<S> {
     fn drop(&mut self) {
-        // No section is left: guards borrow the domain.
-        self.core.drain(&self.source);
-        self.core.pool.empty(&self.source);
+        super::fork::strike_off(&self.core);
+        self.core.finish(&self.source);
+    }
+}
+
+impl<S: BlockSource> Drop for Domain<S> {
+    fn drop(&mut self) {
+        let inner = &self.inner;
+        // One that is dropped by one of its own calls is finished by its reclaimer, which made the call: nobody
+        // else can work on a domain without borrowing it.
+        if !inner.core.is_disposing() {
+            inner.core.finish(&inner.source);
+        }
+        inner.closed.store(true, Ordering::Relaxed);
+        inner.core.announce();
     }
 }
 
@@ -73,7 +94,7 @@ pub struct DomainGuard<'a> {
 
 impl Drop for DomainGuard<'_> {
     fn drop(&mut self) {
-        self.slot.leave();
+        self.slot.state.leave();
     }
 }
 
@@ -81,18 +102,21 @@ impl<S: BlockSource> Domain<S> {
     /// A domain whose pages of pointers come from `source`.
     pub fn new(source: S) -> Self {
         super::default_domain();
-        Domain { inner: Arc::new(Inner { core: Core::new(false), source, slots: ThreadLocal::new() }) }
+        let (core, slots, closed) = (Core::new(false), ThreadLocal::new(), AtomicBool::new(false));
+        let inner = Arc::new(Inner { core, source, slots, closed });
+        super::fork::enlist(&inner.core);
+        Domain { inner }
     }
 
     /// Begins a section. The first call of a thread allocates.
     pub fn read_lock(&self) -> DomainGuard<'_> {
         let slot = self.inner.slot();
-        slot.enter(&self.inner.core.periods);
+        enter(slot, &self.inner.core.periods.numbers);
         DomainGuard { slot, _not_send: PhantomData }
     }
 
     fn assert_may_wait(&self, what: &str) {
-        assert!(!self.inner.reads(), "{what} inside a read-side critical section of its own domain waits for ever");
+        super::assert_outside(self.inner.reads(), what);
         super::assert_not_disposing(&self.inner.core, what);
     }
 
@@ -162,24 +186,18 @@ impl<S: BlockSource> Domain<S> {
     /// As for [`call`](super::call), with the sections of this domain.
     pub unsafe fn call(&self, head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
         // SAFETY: the caller's obligation.
-        unsafe { self.inner.core.call(head, func) }
+        unsafe { self.inner.core.call(head, func, 0) }
     }
 
     /// As [`retire`](super::retire).
     pub fn retire<T: Send + 'static>(&self, value: Box<T>) {
-        super::retire_on(&self.inner.core, value, |ptr, layout| {
-            // SAFETY: `retire_on` passes a block of the heap whose box it has taken apart.
-            unsafe { self.free(ptr, layout) }
-        });
+        super::retire_on(&self.inner.core, value, &self.inner.source, self.inner.reads());
         self.serve();
     }
 
     /// As [`poll_once`](super::poll_once).
     pub fn poll_once(&self) -> usize {
-        match self.inner.core.poll(&self.inner.source, Collect::Aged) {
-            Progress::Freed(n) => n,
-            _ => 0,
-        }
+        super::poll_on(&self.inner.core, &self.inner.source)
     }
 
     /// As [`watermarks`](super::watermarks).
@@ -205,26 +223,14 @@ impl<S: BlockSource> Domain<S> {
         RcuStats::of(&self.inner.core)
     }
 
-    /// Starts the domain's reclaimer, unless it runs. It holds the domain only while it looks.
+    /// Starts the domain's reclaimer, unless it runs. It works until the domain is dropped.
     fn serve(&self) {
         if self.inner.core.served.load(Ordering::Relaxed) {
             return;
         }
-        let domain = Arc::downgrade(&self.inner);
+        let inner = self.inner.clone();
         super::reclaimer::spawn(&self.inner.core, "pcp-rcu-domain", move || {
-            while let Some(inner) = domain.upgrade() {
-                match inner.core.poll(&inner.source, Collect::Aged) {
-                    Progress::Freed(_) => continue,
-                    _ => {
-                        if inner.core.is_awaited() {
-                            inner.core.periods.advance();
-                            inner.core.wake_done();
-                        }
-                    }
-                }
-                drop(inner);
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            super::reclaimer::work(&inner.core, &inner.source, || !inner.closed.load(Ordering::Relaxed));
         });
     }
 }

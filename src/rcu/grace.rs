@@ -7,12 +7,13 @@
 //!
 //! A cookie is the number of the first grace period that begins after it was taken, `started + 1`, for one
 //! that is under way may have begun before. Nobody blocks the others: a thread that waits advances, then sleeps
-//! a little, and so do all.
+//! a little, and so do all. The arithmetic is in `epoch.rs`.
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::reader::{Slots, barrier_on_all};
+use super::epoch::{Periods, Slot, Slots};
+use super::reader::{barrier_on_all, own_slot};
 use crate::lock::Lock;
 use crate::sys::{self, Message};
 
@@ -20,8 +21,7 @@ use crate::sys::{self, Message};
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct GracePeriods {
-    started: AtomicU64,
-    completed: AtomicU64,
+    pub(super) numbers: Periods,
     gate: Lock<Gate>,
     pub(super) slots: Slots,
     pub(super) stats: GraceStats,
@@ -48,8 +48,7 @@ pub(super) const LATENCIES: usize = 32;
 impl GracePeriods {
     pub(super) const fn new() -> GracePeriods {
         GracePeriods {
-            started: AtomicU64::new(1),
-            completed: AtomicU64::new(1),
+            numbers: Periods::new(),
             gate: Lock::new(Gate { began: None, reported: false }),
             slots: Slots::new(),
             stats: GraceStats {
@@ -61,30 +60,18 @@ impl GracePeriods {
         }
     }
 
-    /// The number of the latest grace period that began.
-    #[inline(always)]
-    pub(super) fn started(&self) -> u64 {
-        // Acquire, paired with the store in `advance`: a reader that comes in under number n sees what was
-        // unlinked before n began.
-        self.started.load(Ordering::Acquire)
-    }
-
     /// How many grace periods have ended.
     pub(super) fn count(&self) -> u64 {
-        self.completed.load(Ordering::Relaxed) - 1
+        self.numbers.completed() - 1
     }
 
     /// The grace period to wait for so that everybody who may see what the caller has unlinked is gone.
     pub(super) fn snap(&self) -> u64 {
-        // Sequentially consistent: what the caller unlinked comes before the number is read, so the grace
-        // period of the next number begins after it. Partner: `advance`.
-        fence(Ordering::SeqCst);
-        self.started.load(Ordering::SeqCst) + 1
+        self.numbers.snap()
     }
 
     pub(super) fn is_done(&self, number: u64) -> bool {
-        // Acquire, paired with the release in `advance`: readers were done before.
-        self.completed.load(Ordering::Acquire) >= number
+        self.numbers.is_done(number)
     }
 
     pub(super) fn set_stall_timeout(&self, timeout: Duration) {
@@ -94,41 +81,28 @@ impl GracePeriods {
     /// Begins a grace period if none is under way, and ends it if all readers are past it. Never waits.
     pub(super) fn advance(&self) {
         let Some(mut gate) = self.gate.try_lock() else { return };
-        // Relaxed: written under the gate only.
-        let mut number = self.started.load(Ordering::Relaxed);
-        let began = match gate.began {
-            Some(began) => began,
+        let (number, began) = match gate.began {
+            Some(began) => (self.numbers.current(), began),
             None => {
-                number += 1;
-                // Sequentially consistent: partner of `snap`, and a release for readers.
-                self.started.store(number, Ordering::SeqCst);
-                barrier_on_all();
+                let number = self.numbers.begin(barrier_on_all);
                 gate.reported = false;
-                *gate.began.insert(Instant::now())
+                (number, *gate.began.insert(Instant::now()))
             }
         };
-        match self.slots.iter().find(|slot| !slot.is_past(number)) {
+        match self.slots.iter().find(|slot| !slot.state.is_past(number)) {
             None => {
                 gate.began = None;
                 let micros = began.elapsed().as_micros() as u64;
                 let bucket = (64 - micros.leading_zeros() as usize).min(LATENCIES - 1);
                 self.stats.latency[bucket].fetch_add(1, Ordering::Relaxed);
-                // Release, paired with the acquire in `is_done`.
-                self.completed.store(number, Ordering::Release);
+                self.numbers.end(number);
             }
             Some(slot) => {
                 let timeout = Duration::from_nanos(self.stall_timeout.load(Ordering::Relaxed));
                 if !gate.reported && began.elapsed() > timeout {
                     gate.reported = true;
                     self.stats.stalls.fetch_add(1, Ordering::Relaxed);
-                    let thread = slot.thread.load(Ordering::Relaxed);
-                    let mut line = Message::new();
-                    line.text("pcpalloc: rcu: a grace period is held up by thread ").decimal(thread as usize);
-                    line.text(" (");
-                    sys::name_thread(thread, &mut line);
-                    line.text("), which has been reading for ").decimal(began.elapsed().as_millis() as usize);
-                    line.text(" ms\n");
-                    sys::report(line.as_bytes());
+                    report_stall(slot, began.elapsed());
                 }
             }
         }
@@ -147,12 +121,38 @@ impl GracePeriods {
         }
     }
 
-    /// In the child of a `fork`: nobody is waiting, and of the readers only the caller is left.
-    pub(super) fn after_fork(&self) {
-        self.gate.force(|gate| gate.began = None);
-        // Nobody finishes what was under way; its number counts as begun and the next one covers it.
-        self.slots.forget_others(super::reader::own_slot());
+    /// Around a `fork`: whoever advances has finished.
+    pub(super) fn fork_lock(&self, acquire: bool) {
+        if acquire { self.gate.acquire() } else { self.gate.release() }
     }
+
+    /// In the child of a `fork`: of the readers, only the thread that forked is left. It was `before` and is `now`.
+    pub(super) fn after_fork(&self, before: u32, now: u32) {
+        for slot in self.slots.iter() {
+            if core::ptr::eq(slot, own_slot()) || slot.thread.load(Ordering::Relaxed) == before {
+                slot.thread.store(now, Ordering::Relaxed);
+            } else {
+                slot.give_up();
+            }
+        }
+    }
+
+    /// Ends all sections: their guards have been forgotten, and nobody can be looking any more.
+    pub(super) fn forget_readers(&self) {
+        self.slots.iter().for_each(|slot| slot.state.reset());
+    }
+}
+
+#[cold]
+fn report_stall(slot: &Slot, since: Duration) {
+    let thread = slot.thread.load(Ordering::Relaxed);
+    let mut line = Message::new();
+    line.text("pcpalloc: rcu: a grace period is held up by thread ").decimal(thread as usize);
+    line.text(" (");
+    sys::name_thread(thread, &mut line);
+    line.text("), which has been reading for ").decimal(since.as_millis() as usize);
+    line.text(" ms\n");
+    sys::report(line.as_bytes());
 }
 
 /// Lets others run: spins, yields, then sleeps, longer from turn to turn.

@@ -3,7 +3,9 @@
 use core::alloc::Layout;
 use core::cell::Cell;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::list::List;
 
 /// Room in an object for what a deferred free or call has to note: three words.
 ///
@@ -14,7 +16,7 @@ pub struct RcuHead {
     next: Cell<*mut RcuHead>,
     /// The block, or the function.
     what: Cell<usize>,
-    /// Size and log2 of the alignment; 0 says that `what` is a function.
+    /// Size, and log2 of the alignment plus 1; 0 in place of that says that `what` is a function.
     layout: Cell<usize>,
 }
 
@@ -38,6 +40,7 @@ impl Default for RcuHead {
 }
 
 const ALIGN_SHIFT: u32 = 56;
+const SIZE_MASK: usize = (1 << ALIGN_SHIFT) - 1;
 /// In `what`: the head is a note of ours. Blocks are aligned to 8 at least.
 const NOTED: usize = 1;
 
@@ -45,10 +48,9 @@ fn packed(layout: Layout) -> usize {
     layout.size() | (layout.align().trailing_zeros() as usize + 1) << ALIGN_SHIFT
 }
 
-/// Objects that wait, linked through their heads. It only grows by a compare-and-swap and only shrinks by a
-/// swap.
+/// Objects that wait, linked through their heads.
 pub(super) struct Chain {
-    first: AtomicPtr<RcuHead>,
+    list: List<RcuHead>,
     /// Relaxed: a statistic.
     pub(super) len: AtomicUsize,
     /// Bytes of the blocks among them. Relaxed: a statistic.
@@ -64,11 +66,7 @@ pub(super) enum Queued {
 
 impl Chain {
     pub(super) const fn new() -> Chain {
-        Chain { first: AtomicPtr::new(null_mut()), len: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.first.load(Ordering::Relaxed).is_null()
+        Chain { list: List::new(), len: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
     }
 
     /// # Safety
@@ -98,13 +96,16 @@ impl Chain {
         }
     }
 
+    /// A call that will free `bytes`, as far as is known.
+    ///
     /// # Safety
     /// The head is valid and nobody else's until `func` is called with it.
-    pub(super) unsafe fn push_call(&self, head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
+    pub(super) unsafe fn push_call(&self, head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>), bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         // SAFETY: the caller's obligation.
         unsafe {
             head.as_ref().what.set(func as usize);
-            head.as_ref().layout.set(0);
+            head.as_ref().layout.set(bytes);
             self.push(head);
         }
     }
@@ -113,25 +114,32 @@ impl Chain {
     /// The head is valid and nobody else's.
     unsafe fn push(&self, head: NonNull<RcuHead>) {
         self.len.fetch_add(1, Ordering::Relaxed);
-        let mut first = self.first.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: the caller's obligation.
-            unsafe { head.as_ref().next.set(first) };
-            // Release, paired with the acquire in `take`: the head's words are seen.
-            match self.first.compare_exchange_weak(first, head.as_ptr(), Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => first = now,
-            }
-        }
+        // SAFETY: the caller's obligation.
+        self.list.push(head.as_ptr(), |next| unsafe { head.as_ref().next.set(next) });
     }
 
     /// Takes the whole chain.
     pub(super) fn take(&self) -> *mut RcuHead {
-        if self.is_empty() {
-            return null_mut();
+        self.list.take()
+    }
+
+    /// Counts anew, with a chain that was taken: for the child of a `fork`, where whoever was in the middle of a
+    /// push is gone.
+    ///
+    /// # Safety
+    /// Nobody takes the chain meanwhile, and `taken` is one that nobody else splits.
+    pub(super) unsafe fn recount(&self, taken: *mut RcuHead) {
+        let (mut len, mut bytes) = (0, 0);
+        for mut head in [self.list.first(), taken] {
+            // SAFETY: pushed as valid heads, and nobody takes them.
+            while let Some(this) = unsafe { head.as_ref() } {
+                len += 1;
+                bytes += this.layout.get() & SIZE_MASK;
+                head = this.next.get();
+            }
         }
-        // Acquire, paired with the release in `push`.
-        self.first.swap(null_mut(), Ordering::Acquire)
+        self.len.store(len, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// The first object of a chain that was taken, which then is the rest.
@@ -142,12 +150,13 @@ impl Chain {
         unsafe {
             *chain = head.as_ref().next.get();
             let (what, layout) = (head.as_ref().what.get(), head.as_ref().layout.get());
-            if layout == 0 {
+            let size = layout & SIZE_MASK;
+            self.bytes.fetch_sub(size, Ordering::Relaxed);
+            if layout >> ALIGN_SHIFT == 0 {
                 // SAFETY: `push_call` stored the function.
                 return Some(Queued::Call(head, core::mem::transmute::<usize, unsafe fn(NonNull<RcuHead>)>(what)));
             }
-            let (size, align) = (layout & ((1 << ALIGN_SHIFT) - 1), 1 << ((layout >> ALIGN_SHIFT) - 1));
-            self.bytes.fetch_sub(size, Ordering::Relaxed);
+            let align = 1 << ((layout >> ALIGN_SHIFT) - 1);
             let layout = Layout::from_size_align_unchecked(size, align);
             let note = (what & NOTED != 0).then_some(head);
             Some(Queued::Free(NonNull::new_unchecked((what & !NOTED) as *mut u8), layout, note))

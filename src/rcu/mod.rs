@@ -48,15 +48,25 @@
 //! # How much memory may wait
 //!
 //! Above [`Backlog::low`] bytes grace periods are expedited; at [`Backlog::high`] a caller of [`free`] or
-//! [`retire`] who may wait, waits and helps. What is not on the books yet is what part-filled pages hold: 507
-//! pointers, of blocks of 4 KiB at most, per CPU. So the bytes that deferral can hold are at most
+//! [`retire`] who may wait, waits and helps. A page holds up to 507 pointers, of blocks of 4 KiB at most, which
+//! makes P = 507 * 4096 bytes, and waits as a whole. With T threads that defer at the same time, L the largest
+//! block among those that a page does not take, and M the larger of P and L,
 //!
 //! ```text
-//! high + (CPUs + T) * 507 * 4096 + L
+//! pending_bytes  <=  high + CPUs * P + T * M
 //! ```
 //!
-//! where T threads defer at the same time and L is the largest block that is not served by a page. Not bound by it
-//! are frees from inside a section, which cannot wait for its end, and from nolock contexts, which cannot wait.
+//! since each thread finds out after it has added one page or block, and part-filled pages are sealed once while
+//! a batch waits, whatever waits already. Pages that fill anew meanwhile hold `(CPUs + 1) * P` at most, so no
+//! more than
+//!
+//! ```text
+//! high + (2 * CPUs + 1) * P + T * M
+//! ```
+//!
+//! bytes are ever held back, and a page of 4 KiB for every 507 pointers. (In a [`Domain`] of one's own, which
+//! fills one page at a time, put 1 for CPUs.) Not bound by it are frees from inside a section, which cannot wait
+//! for its end, from deferred calls, and from nolock contexts, which cannot wait.
 //!
 //! # Limits
 //!
@@ -72,25 +82,32 @@ mod cell;
 mod cookie;
 mod core;
 mod domain;
+mod epoch;
+mod fork;
 mod grace;
 mod head;
 mod reader;
 mod reclaimer;
+mod source;
+mod stats;
+mod work;
 
 pub use cell::RcuCell;
 pub use cookie::Cookie;
 pub use domain::{Domain, DomainGuard};
 pub use head::RcuHead;
 pub use reader::{ReadGuard, read_lock};
+pub use source::{BlockSource, Heap};
+pub use stats::{Backlog, RcuReport, RcuStats};
 
 use ::core::alloc::Layout;
 use ::core::ptr::NonNull;
-use ::core::sync::atomic::Ordering;
 use std::sync::Once;
 use std::time::Duration;
 
-use self::core::{Collect, Core, Progress};
-use crate::{ConfigError, nolock, percpu};
+use self::core::Core;
+use self::work::{Collect, Progress};
+use crate::{ConfigError, percpu};
 
 static DEFAULT: Core = Core::new(true);
 
@@ -101,161 +118,23 @@ fn default_domain() -> &'static Core {
         crate::heap::ensure_up(&crate::Config::new());
         reader::init();
         reader::init_exit();
-        crate::sys::at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
+        fork::init();
     });
     &DEFAULT
-}
-
-extern "C" fn before_fork() {
-    DEFAULT.fork_lock(true);
-}
-
-extern "C" fn after_fork_in_parent() {
-    DEFAULT.fork_lock(false);
-}
-
-extern "C" fn after_fork_in_child() {
-    DEFAULT.fork_lock(false);
-    DEFAULT.after_fork();
-}
-
-/// Where pages of pointers come from: the hook by which a deferred free gets its memory without waiting.
-///
-/// When it has none, a domain takes a page by the ordinary path (unless [`BlockSource::may_allocate`] forbids
-/// it), and at last waits for a grace period to free a single block.
-///
-/// The domain writes to what it gets. An implementation must hand out memory that is valid for the layout and
-/// that nobody else uses until it comes back, exactly as a global allocator must.
-pub trait BlockSource: Send + Sync {
-    /// Memory, if it is to be had without a lock, a system call or a wait.
-    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>>;
-
-    /// Takes memory back.
-    ///
-    /// # Safety
-    /// `ptr` came from [`BlockSource::try_alloc_nolock`] with this layout and is not used any more.
-    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout);
-
-    /// Whether a page may also come from the ordinary allocation path, which may lock and map memory.
-    fn may_allocate(&self) -> bool {
-        true
-    }
-}
-
-/// The heap's own nolock path.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Heap;
-
-impl BlockSource for Heap {
-    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
-        nolock::alloc(layout)
-    }
-
-    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's obligation.
-        unsafe { nolock::free(ptr, layout) }
-    }
-}
-
-/// How much may wait to be freed, in bytes of blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backlog {
-    /// Above this, grace periods are expedited.
-    pub low: usize,
-    /// At this, callers that may wait, wait.
-    pub high: usize,
-}
-
-/// What a drain freed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RcuReport {
-    /// Objects freed, or calls made.
-    pub freed: usize,
-    /// Bytes of the blocks among them.
-    pub freed_bytes: usize,
-}
-
-/// How a domain stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RcuStats {
-    /// Objects that wait for a grace period, or to be freed after it.
-    pub pending_pointers: usize,
-    /// Bytes of them, as far as they are in sealed pages or on the chain.
-    pub pending_bytes: usize,
-    /// Grace periods that have ended.
-    pub grace_periods: u64,
-    /// Waits that were expedited.
-    pub expedited: u64,
-    /// Times a page was not to be had from the nolock hook.
-    pub fallbacks: usize,
-    /// Objects chained through their own heads.
-    pub chained: usize,
-    /// Blocks freed so far.
-    pub freed: usize,
-    /// Calls made so far.
-    pub called: usize,
-    /// Blocks lost, because no memory was to be had inside a section.
-    pub leaked: usize,
-    /// Times a caller had to wait at [`Backlog::high`].
-    pub waits: usize,
-    /// Pages of pointers in use or spare.
-    pub blocks: usize,
-    /// Times a reader held a grace period up for longer than the stall timeout.
-    pub stalls: u64,
-    /// Half of all grace periods took no longer than this.
-    pub grace_period_median: Duration,
-    /// Of a hundred grace periods, 99 took no longer than this.
-    pub grace_period_p99: Duration,
-}
-
-impl RcuStats {
-    fn of(core: &Core) -> RcuStats {
-        let (periods, counters) = (&core.periods, &core.counters);
-        // Relaxed throughout: statistics.
-        let buckets: Vec<u64> = periods.stats.latency.iter().map(|n| n.load(Ordering::Relaxed)).collect();
-        let quantile = |q: f64| {
-            let wanted = (buckets.iter().sum::<u64>() as f64 * q).ceil() as u64;
-            let mut seen = 0;
-            let bucket = buckets.iter().position(|&n| {
-                seen += n;
-                seen >= wanted.max(1)
-            });
-            Duration::from_micros(bucket.map_or(0, |bucket| 1 << bucket))
-        };
-        RcuStats {
-            pending_pointers: core.pending_pointers(),
-            pending_bytes: core.pending_bytes(),
-            grace_periods: periods.count(),
-            expedited: periods.stats.expedited.load(Ordering::Relaxed),
-            fallbacks: counters.fallbacks.load(Ordering::Relaxed),
-            chained: counters.chained.load(Ordering::Relaxed),
-            freed: counters.freed.load(Ordering::Relaxed),
-            called: counters.called.load(Ordering::Relaxed),
-            leaked: counters.leaked.load(Ordering::Relaxed),
-            waits: counters.waits.load(Ordering::Relaxed),
-            blocks: core.pool.blocks.load(Ordering::Relaxed),
-            stalls: periods.stats.stalls.load(Ordering::Relaxed),
-            grace_period_median: quantile(0.5),
-            grace_period_p99: quantile(0.99),
-        }
-    }
 }
 
 /// Whether this thread is inside a section of the default domain.
 fn reads() -> bool {
     // SAFETY: slots of the default domain live for ever.
-    unsafe { reader::own_slot().as_ref() }.is_some_and(|slot| slot.reads())
+    unsafe { reader::own_slot().as_ref() }.is_some_and(|slot| slot.state.reads())
 }
 
-fn assert_not_reading(core: &Core, what: &str) {
-    let inside = ::core::ptr::eq(core, &DEFAULT) && reads();
-    assert!(!inside, "rcu::{what} inside a read-side critical section waits for ever: drop the guard first");
+fn assert_outside(inside: bool, what: &str) {
+    assert!(!inside, "{what} inside a read-side critical section waits for ever: drop the guard first");
 }
 
 fn assert_not_disposing(core: &Core, what: &str) {
-    assert!(!core.is_disposing(), "rcu::{what} inside a deferred call waits for itself");
+    assert!(!core.is_disposing(), "{what} inside a deferred call waits for itself");
 }
 
 /// Waits for a grace period: until every section that was under way at the call has ended.
@@ -267,7 +146,7 @@ fn assert_not_disposing(core: &Core, what: &str) {
 #[doc(alias = "synchronize_rcu")]
 pub fn synchronize() {
     let core = default_domain();
-    assert_not_reading(core, "synchronize");
+    assert_outside(reads(), "rcu::synchronize");
     core.periods.wait(core.periods.snap(), false);
 }
 
@@ -278,7 +157,7 @@ pub fn synchronize() {
 #[doc(alias = "synchronize_rcu_expedited")]
 pub fn synchronize_expedited() {
     let core = default_domain();
-    assert_not_reading(core, "synchronize_expedited");
+    assert_outside(reads(), "rcu::synchronize_expedited");
     core.periods.wait(core.periods.snap(), true);
 }
 
@@ -289,7 +168,7 @@ pub fn synchronize_expedited() {
 #[doc(alias = "rcu_barrier")]
 #[doc(alias = "kvfree_rcu_barrier")]
 pub fn barrier() {
-    drain_as("barrier");
+    drain_as("rcu::barrier");
 }
 
 /// Frees everything that was deferred before the call, after an expedited grace period, and says what it did.
@@ -297,12 +176,12 @@ pub fn barrier() {
 /// # Panics
 /// If the thread is inside a section, or inside a deferred call.
 pub fn drain() -> RcuReport {
-    drain_as("drain")
+    drain_as("rcu::drain")
 }
 
 fn drain_as(what: &str) -> RcuReport {
     let core = default_domain();
-    assert_not_reading(core, what);
+    assert_outside(reads(), what);
     assert_not_disposing(core, what);
     core.drain(&Heap)
 }
@@ -361,22 +240,19 @@ pub unsafe fn free_nolock(head: NonNull<RcuHead>, ptr: NonNull<u8>, layout: Layo
 #[doc(alias = "call_rcu")]
 pub unsafe fn call(head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
     // SAFETY: the caller's obligation.
-    unsafe { DEFAULT.call(head, func) }
+    unsafe { DEFAULT.call(head, func, 0) }
 }
 
 /// Drops a box after a grace period. The caller has unlinked it, and readers may go on reading it until then.
 ///
-/// Without a destructor to run, as cheap as [`free`]; with one, an allocation and a [`call`]. A panic in the
-/// destructor is contained.
+/// Without a destructor to run, about as cheap as [`free`]; with one, an allocation and a [`call`]. A panic in the
+/// destructor is contained. What counts against the [`Backlog`] is the box, not what the value owns besides.
 pub fn retire<T: Send + 'static>(value: Box<T>) {
     let core = default_domain();
-    retire_on(core, value, |ptr, layout| {
-        // SAFETY: `retire_on` passes a block of the heap whose box it has taken apart.
-        unsafe { free(ptr, layout) }
-    });
+    retire_on(core, value, &Heap, reads());
 }
 
-fn retire_on<T: Send + 'static>(core: &Core, value: Box<T>, free: impl FnOnce(NonNull<u8>, Layout)) {
+fn retire_on<T: Send + 'static>(core: &Core, value: Box<T>, source: &dyn BlockSource, reads: bool) {
     #[repr(C)]
     struct Retired<T> {
         head: RcuHead,
@@ -389,7 +265,8 @@ fn retire_on<T: Send + 'static>(core: &Core, value: Box<T>, free: impl FnOnce(No
     let ptr = NonNull::from(Box::leak(value)).cast::<u8>();
     // Boxes come from the global allocator, which need not be this heap.
     if !std::mem::needs_drop::<T>() && crate::slab::tag_at(ptr).is_some() {
-        return free(ptr, layout);
+        // SAFETY: a block of the heap whose box was taken apart above.
+        return unsafe { core.free_slow(ptr, layout, source, reads) };
     }
     // SAFETY: leaked above.
     let value = Some(unsafe { Box::from_raw(ptr.cast::<T>().as_ptr()) });
@@ -397,20 +274,25 @@ fn retire_on<T: Send + 'static>(core: &Core, value: Box<T>, free: impl FnOnce(No
     let head = NonNull::from(Box::leak(retired)).cast::<RcuHead>();
     // SAFETY: the head is the first field of a leaked box that nobody else knows; `T: Send` may be dropped by
     // another thread. The box goes first, so that a destructor that panics leaks nothing.
-    unsafe {
-        core.call(head, |head| {
-            let value = Box::from_raw(head.cast::<Retired<T>>().as_ptr()).value.take();
-            drop(value);
-        });
-    }
-    core.arm();
-    core.announce();
+    let call = |head: NonNull<RcuHead>| unsafe {
+        let value = Box::from_raw(head.cast::<Retired<T>>().as_ptr()).value.take();
+        drop(value);
+    };
+    // SAFETY: as above.
+    unsafe { core.call(head, call, layout.size() + size_of::<Retired<T>>()) };
+    core.after_deferral(source, reads);
 }
 
 /// Takes one step of the reclaimer's work, without waiting, and returns how many objects it freed: for programs
 /// that would rather not have a thread (see [`set_reclaimer`]).
 pub fn poll_once() -> usize {
-    match default_domain().poll(&Heap, Collect::Aged) {
+    poll_on(default_domain(), &Heap)
+}
+
+fn poll_on(core: &Core, source: &dyn BlockSource) -> usize {
+    let progress = core.poll(source, Collect::Aged);
+    core.drive();
+    match progress {
         Progress::Freed(n) => n,
         _ => 0,
     }

@@ -7,14 +7,19 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::BlockSource;
-use super::core::{AGE, Collect, Core, Progress};
+use super::core::Core;
+use super::work::{AGE, Collect, Progress};
 use crate::sys;
 
-const STACK: usize = 64 << 10;
+/// Destructors and calls of the program run on it, so it is not as small as the work itself would allow; address
+/// space until it is used.
+const STACK: usize = 256 << 10;
 
 /// How long to sleep between looks at the readers.
 const WAIT: Duration = Duration::from_micros(500);
 const WAIT_IN_HURRY: Duration = Duration::from_micros(20);
+/// How long to sleep while nothing waits. A deferral from a nolock context announces nothing, so not for ever.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// Whether the program has asked for no thread.
 static UNWANTED: AtomicBool = AtomicBool::new(false);
@@ -27,7 +32,7 @@ pub(super) fn allow(allowed: bool) {
 /// Starts the default domain's, unless it runs.
 #[cold]
 pub(super) fn start_default() {
-    let core = &super::default_domain();
+    let core = super::default_domain();
     spawn(core, "pcp-rcu", || work(&super::DEFAULT, &super::Heap, || true));
 }
 
@@ -36,32 +41,39 @@ pub(super) fn spawn(core: &Core, name: &str, body: impl FnOnce() + Send + 'stati
     if UNWANTED.load(Ordering::Relaxed) || core.served.swap(true, Ordering::Relaxed) {
         return;
     }
-    let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(body);
+    let builder = std::thread::Builder::new().name(name.into()).stack_size(STACK);
+    // Signals are for the program's own threads.
+    let thread = sys::with_signals_blocked(|| builder.spawn(body));
     if thread.is_err() {
         core.served.store(false, Ordering::Relaxed);
     }
 }
 
-/// Works until `goes_on` says no.
+/// Works until `goes_on` says no; a change of its mind is to be announced.
 pub(super) fn work(core: &Core, source: &dyn BlockSource, goes_on: impl Fn() -> bool) {
-    while goes_on() {
+    loop {
         // Sequentially consistent, here and below: see `Core::announce`.
         let signal = core.signal.load(Ordering::SeqCst);
-        let nap = match core.poll(source, Collect::Aged) {
+        if !goes_on() {
+            break;
+        }
+        let progress = core.poll(source, Collect::Aged);
+        let awaited = core.drive();
+        let nap = match progress {
             Progress::Freed(_) => continue,
-            Progress::Waiting if core.in_hurry() => Some(WAIT_IN_HURRY),
-            Progress::Waiting => Some(WAIT),
-            Progress::Watching => Some(AGE),
-            Progress::Idle => None,
+            Progress::Waiting if core.in_hurry() => WAIT_IN_HURRY,
+            _ if awaited => WAIT,
+            Progress::Waiting => WAIT,
+            Progress::Watching => AGE,
+            Progress::Idle => IDLE,
         };
-        if core.is_awaited() {
-            core.periods.advance();
-            core.wake_done();
+        if nap <= WAIT {
+            // Looks again soon enough whatever is announced: nobody needs to make a system call for it.
+            std::thread::sleep(nap);
+            continue;
         }
         core.sleeping.store(true, Ordering::SeqCst);
         if core.signal.load(Ordering::SeqCst) == signal {
-            // A deferral from a nolock context announces nothing, so not even idleness sleeps for ever.
-            let nap = if core.is_awaited() { WAIT } else { nap.unwrap_or(Duration::from_millis(500)) };
             sys::futex_wait_for(&core.signal, signal, nap);
         }
         core.sleeping.store(false, Ordering::SeqCst);

@@ -281,6 +281,19 @@ pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
     }
 }
 
+/// Runs `f` with every signal of this thread blocked, which a thread made meanwhile inherits.
+pub(crate) fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: both sets are initialised before use; the mask is put back.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (core::mem::zeroed(), core::mem::zeroed());
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let result = f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, null_mut());
+        result
+    }
+}
+
 /// Starts a thread that runs `body`, on a small stack and with all signals blocked; false if none is to be had.
 ///
 /// Unlike `std`'s it allocates nothing from the allocator above, so any slow path may call this.

@@ -64,6 +64,12 @@ impl Child {
         self
     }
 
+    /// Gives it an environment variable.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Gives it this many bytes of address space, from its first instruction on.
     pub fn address_space(mut self, bytes: usize) -> Self {
         limit(&mut self.command, libc::RLIMIT_AS, bytes);

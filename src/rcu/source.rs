@@ -1,0 +1,44 @@
+//! Where pages of pointers come from.
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use crate::nolock;
+
+/// Where pages of pointers come from: the hook by which a deferred free gets its memory without waiting.
+///
+/// When it has none, a domain takes a page by the ordinary path (unless [`BlockSource::may_allocate`] forbids
+/// it), and at last waits for a grace period to free a single block.
+///
+/// The domain writes to what it gets. An implementation must hand out memory that is valid for the layout and
+/// that nobody else uses until it comes back, exactly as a global allocator must.
+pub trait BlockSource: Send + Sync {
+    /// Memory, if it is to be had without a lock, a system call or a wait.
+    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>>;
+
+    /// Takes memory back.
+    ///
+    /// # Safety
+    /// `ptr` came from [`BlockSource::try_alloc_nolock`] with this layout and is not used any more.
+    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout);
+
+    /// Whether a page may also come from the ordinary allocation path, which may lock and map memory.
+    fn may_allocate(&self) -> bool {
+        true
+    }
+}
+
+/// The heap's own nolock path.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heap;
+
+impl BlockSource for Heap {
+    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+        nolock::alloc(layout)
+    }
+
+    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's obligation.
+        unsafe { nolock::free(ptr, layout) }
+    }
+}

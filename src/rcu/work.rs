@@ -1,0 +1,365 @@
+//! Working off what waits in a domain.
+//!
+//! ```text
+//! poll          → takes the queue, the chain and pages that have aged         [collect]
+//!                 waits for their cookie, without blocking
+//!                 frees in bulk, recycles the pages                           [dispose]
+//! ```
+//!
+//! One batch is being worked on at a time, under the lock `work`; what is deferred meanwhile makes the next.
+
+use core::alloc::Layout;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{Ordering, fence};
+use core::task::Waker;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::block::{Block, Scratch};
+use super::core::Core;
+use super::head::{Queued, RcuHead};
+use super::reader::thread_id;
+use super::{BlockSource, RcuReport};
+use crate::percpu::{self, Array};
+
+/// How old a part-filled page may get, and how often one looks.
+pub(super) const AGE: Duration = Duration::from_millis(20);
+/// Looks without a find until one stops looking: a second.
+const QUIET_LOOKS: u32 = 50;
+
+/// The batch that waits for its grace period.
+pub(super) struct Work {
+    blocks: *mut Block,
+    chain: *mut RcuHead,
+    cookie: u64,
+    collected: Option<Instant>,
+    quiet: u32,
+    scratch: Scratch,
+}
+// SAFETY: what is in the batch is nobody else's.
+unsafe impl Send for Work {}
+
+impl Work {
+    pub(super) const fn new() -> Work {
+        Work { blocks: null_mut(), chain: null_mut(), cookie: 0, collected: None, quiet: 0, scratch: Scratch::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.blocks.is_null() && self.chain.is_null()
+    }
+}
+
+/// What a look at the work came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Nothing waits, and nothing can come without announcing itself.
+    Idle,
+    /// Pages are out that may fill.
+    Watching,
+    /// A batch waits for readers.
+    Waiting,
+    /// This many objects were freed or called.
+    Freed(usize),
+}
+
+/// How thoroughly to collect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Collect {
+    /// Sealed pages, the chain, and part-filled pages if they have aged.
+    Aged,
+    /// Everything.
+    All,
+}
+
+impl Core {
+    /// Takes one step, without waiting: collects a batch, advances its grace period, or disposes of it.
+    pub(super) fn poll(&self, source: &dyn BlockSource, collect: Collect) -> Progress {
+        if self.is_disposing() {
+            return Progress::Waiting;
+        }
+        let Some(mut work) = self.work.try_lock() else { return Progress::Waiting };
+        if work.is_empty() {
+            let watching = self.collect(&mut work, source, collect);
+            if work.is_empty() {
+                return if watching { Progress::Watching } else { Progress::Idle };
+            }
+        }
+        if !self.periods.is_done(work.cookie) {
+            self.periods.advance();
+            if !self.periods.is_done(work.cookie) {
+                return Progress::Waiting;
+            }
+        }
+        Progress::Freed(self.dispose(&mut work, source).freed)
+    }
+
+    /// Frees everything that was deferred before the call. Returns what it did.
+    pub(super) fn drain(&self, source: &dyn BlockSource) -> RcuReport {
+        let mut report = RcuReport::default();
+        let mut work = self.work.lock();
+        // The batch that is waiting already, then everything else.
+        for _ in 0..2 {
+            if work.is_empty() {
+                self.collect(&mut work, source, Collect::All);
+            }
+            if !work.is_empty() {
+                self.periods.wait(work.cookie, true);
+                let done = self.dispose(&mut work, source);
+                report.freed += done.freed;
+                report.freed_bytes += done.freed_bytes;
+            }
+        }
+        report
+    }
+
+    /// Frees everything, and what that defers in turn; ends every grace period that anybody may be waiting for.
+    /// For a domain that nobody reads in any more.
+    pub(super) fn finish(&self, source: &dyn BlockSource) {
+        self.periods.forget_readers();
+        while self.drain(source).freed > 0 {}
+        self.periods.wait(self.periods.snap(), true);
+        self.wake_done();
+        self.pool.empty(source);
+    }
+
+    /// Moves what waits into the batch. Whether part-filled pages remain that may fill.
+    fn collect(&self, work: &mut Work, source: &dyn BlockSource, collect: Collect) -> bool {
+        let mut watching = self.armed.load(Ordering::Relaxed);
+        let aged = watching && work.collected.is_none_or(|then| then.elapsed() >= AGE);
+        if aged || collect == Collect::All {
+            work.collected = Some(Instant::now());
+            let any = self.collect_filling(source);
+            work.quiet = if any { 0 } else { work.quiet + 1 };
+            if work.quiet > QUIET_LOOKS {
+                self.disarm(source);
+                work.quiet = 0;
+                watching = false;
+            } else if !any {
+                self.pool.decay(source);
+            }
+        }
+        work.blocks = self.queue.take();
+        work.chain = self.chain.take();
+        work.cookie = 0;
+        let mut block = work.blocks;
+        // SAFETY: the batch's own blocks.
+        while let Some(this) = unsafe { block.as_ref() } {
+            work.cookie = work.cookie.max(this.cookie);
+            block = this.next;
+        }
+        if !work.chain.is_null() {
+            work.cookie = self.periods.snap();
+        }
+        watching
+    }
+
+    /// Seals part-filled pages; whether there was anything in them.
+    fn collect_filling(&self, source: &dyn BlockSource) -> bool {
+        let mut any = self.seal_current(source);
+        if self.uses_percpu() {
+            for cpu in 0..percpu::cpus() {
+                if percpu::deferred_count(cpu).is_none_or(|count| count == 0) {
+                    continue;
+                }
+                any = true;
+                let fresh = self.pool.get(source);
+                // SAFETY: a block from the pool, ours.
+                let array = fresh.map_or(Array::none(), |fresh| unsafe { Block::array(fresh.as_ptr()) });
+                match percpu::exchange_on(cpu, array, |filled| self.enqueue_array(filled)) {
+                    Some(outcome) => {
+                        if let Some(outcome) = outcome {
+                            self.after_enqueue(outcome, source, true);
+                        }
+                    }
+                    None => {
+                        if let Some(fresh) = fresh {
+                            self.pool.put(fresh, source);
+                        }
+                    }
+                }
+            }
+        }
+        any
+    }
+
+    /// Seals the domain's own page; whether there was anything in it.
+    fn seal_current(&self, source: &dyn BlockSource) -> bool {
+        let outcome = {
+            let mut current = self.current.lock();
+            NonNull::new(core::mem::replace(&mut current.0, null_mut())).map(|filled| self.enqueue(filled))
+        };
+        let any = outcome.as_ref().is_some_and(|outcome| matches!(outcome, super::core::Enqueued::Queued));
+        if let Some(outcome) = outcome {
+            self.after_enqueue(outcome, source, true);
+        }
+        any
+    }
+
+    /// Nothing has come for a while: takes the pages back, so that the next free announces itself.
+    fn disarm(&self, source: &dyn BlockSource) {
+        self.armed.store(false, Ordering::Relaxed);
+        // Partner: the fence in `arm`.
+        fence(Ordering::SeqCst);
+        self.seal_current(source);
+        if !self.uses_percpu() {
+            return;
+        }
+        for cpu in 0..percpu::cpus() {
+            if percpu::deferred_count(cpu).is_some()
+                && let Some(Some(page)) = percpu::exchange_on(cpu, Array::none(), |page| self.enqueue_array(page))
+            {
+                self.after_enqueue(page, source, true);
+            }
+        }
+    }
+
+    /// Frees and calls everything in the batch, whose grace period is over.
+    fn dispose(&self, work: &mut Work, source: &dyn BlockSource) -> RcuReport {
+        // Relaxed: only this thread asks whether it is itself.
+        self.disposing.store(thread_id(), Ordering::Relaxed);
+        self.hurry.store(false, Ordering::Relaxed);
+        let mut report = RcuReport::default();
+        while let Some(mut block) = NonNull::new(work.blocks) {
+            // SAFETY: the batch's own.
+            let (len, bytes) = unsafe {
+                let block = block.as_mut();
+                work.blocks = block.next;
+                let sizes = (block.len, block.bytes);
+                block.free_all(&mut work.scratch);
+                sizes
+            };
+            self.pointers.fetch_sub(len, Ordering::Relaxed);
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.counters.freed.fetch_add(len, Ordering::Relaxed);
+            report.freed += len;
+            report.freed_bytes += bytes;
+            self.pool.put(block, source);
+        }
+        while let Some(queued) = self.chain.split_first(&mut work.chain) {
+            report.freed += 1;
+            match queued {
+                Queued::Free(block, layout, note) => {
+                    // SAFETY: queued with this layout, and no reader is left; the note is ours.
+                    unsafe {
+                        crate::alloc::free_block(block, layout);
+                        if let Some(note) = note {
+                            crate::alloc::free_block(note.cast(), Layout::new::<RcuHead>());
+                        }
+                    }
+                    report.freed_bytes += layout.size();
+                    self.counters.freed.fetch_add(1, Ordering::Relaxed);
+                }
+                Queued::Call(head, func) => {
+                    // A call that panics must not take the thread, or the rest of the batch, along.
+                    // SAFETY: queued with this function, and no reader is left.
+                    contained(|| unsafe { func(head) });
+                    self.counters.called.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        self.disposing.store(0, Ordering::Relaxed);
+        self.wake_done();
+        report
+    }
+
+    // --- who awaits ----------------------------------------------------------------------------------------
+
+    /// Has `waker` woken when grace period `number` is over.
+    pub(super) fn wake_when_done(&self, number: u64, waker: &Waker) {
+        let waker = waker.clone();
+        let known = {
+            let mut wakers = self.wakers.lock();
+            let known = wakers.iter().any(|(n, w)| *n == number && w.will_wake(&waker));
+            if known {
+                Some(waker)
+            } else {
+                wakers.push((number, waker));
+                None
+            }
+        };
+        // Dropping a waker runs code that is not ours, so not under the lock.
+        drop(known);
+        self.announce();
+    }
+
+    /// Helps the grace periods that somebody awaits along; whether there are any left.
+    pub(super) fn drive(&self) -> bool {
+        if self.wakers.lock().is_empty() {
+            return false;
+        }
+        self.periods.advance();
+        self.wake_done();
+        !self.wakers.lock().is_empty()
+    }
+
+    /// Wakes those whose grace period is over.
+    fn wake_done(&self) {
+        let due: Vec<_> = {
+            let mut wakers = self.wakers.lock();
+            if wakers.is_empty() {
+                return;
+            }
+            wakers.extract_if(.., |(number, _)| self.periods.is_done(*number)).collect()
+        };
+        due.into_iter().for_each(|(_, waker)| contained(|| waker.wake()));
+    }
+
+    // --- fork ----------------------------------------------------------------------------------------------
+
+    pub(super) fn fork_lock(&self, acquire: bool) {
+        if acquire {
+            self.current.acquire();
+            self.wakers.acquire();
+            self.pool.fork_lock(true);
+            self.periods.fork_lock(true);
+        } else {
+            self.periods.fork_lock(false);
+            self.pool.fork_lock(false);
+            self.wakers.release();
+            self.current.release();
+        }
+    }
+
+    /// In the child, after the locks have been released: the thread that forked was `before` and is `now`, and
+    /// whoever else worked on a batch is gone, and with it the batch.
+    pub(super) fn after_fork(&self, before: u32, now: u32) {
+        self.periods.after_fork(before, now);
+        self.served.store(false, Ordering::Relaxed);
+        self.sleeping.store(false, Ordering::Relaxed);
+        if self.disposing.load(Ordering::Relaxed) == before {
+            // The fork was made by a callback: this thread goes on with the batch, whose lock it holds.
+            self.disposing.store(now, Ordering::Relaxed);
+            return;
+        }
+        self.disposing.store(0, Ordering::Relaxed);
+        let count = |work: &mut Work| {
+            let (mut pointers, mut bytes) = (0, 0);
+            for mut block in [work.blocks, self.queue.first()] {
+                // SAFETY: the lock is held, so nobody takes the blocks.
+                while let Some(this) = unsafe { block.as_ref() } {
+                    (pointers, bytes) = (pointers + this.len, bytes + this.bytes);
+                    block = this.next;
+                }
+            }
+            self.pointers.store(pointers, Ordering::Relaxed);
+            self.bytes.store(bytes, Ordering::Relaxed);
+            // SAFETY: as above.
+            unsafe { self.chain.recount(work.chain) };
+        };
+        if let Some(mut work) = self.work.try_lock() {
+            return count(&mut work);
+        }
+        self.work.force(|work| {
+            *work = Work::new();
+            count(work);
+        });
+    }
+}
+
+/// Runs what is not ours; a panic ends here.
+fn contained(call: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
+        // Its destructor is not ours, either.
+        core::mem::forget(payload);
+    }
+}
