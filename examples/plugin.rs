@@ -53,3 +53,9 @@ pub extern "C" fn plugin_in_use() -> usize {
     let report = GLOBAL.drain(Drain::All);
     if report.unreachable_cpus > 0 { 0 } else { GLOBAL.stats().in_use.max(1) }
 }
+
+/// How the library's heap finds its stacks, as the number of a [`pcpalloc::Mode`].
+#[unsafe(no_mangle)]
+pub extern "C" fn plugin_mode() -> u32 {
+    GLOBAL.stats().mode as u32
+}

@@ -168,9 +168,8 @@ const MODES: [Kernel; 2] = [Kernel::Whole, Kernel::WithoutRseq(libc::ENOSYS)];
 
 /// With a zone of full size, and 200 MiB beyond it.
 ///
-/// Red if running out is not an answer: in `large::alloc` (`src/large.rs`), take the address out of `None`; in
-/// `alloc_slow` (`src/percpu/slow.rs`), try again for ever. Red if something is lost on the way: in `mapping::alloc`
-/// (`src/zone/mapping.rs`), count before mapping.
+/// Red if running out is not an answer: in `large::alloc` (`src/large.rs`), take the address out of `None`. Red if
+/// something is lost on the way: in `mapping::alloc` (`src/zone/mapping.rs`), count before mapping.
 #[test]
 fn until_there_is_no_more() {
     const NAME: &str = "until_there_is_no_more";

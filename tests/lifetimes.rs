@@ -227,8 +227,8 @@ extern "C" fn after_main() {
 #[used]
 static DESTRUCTOR: extern "C" fn() = after_main;
 
-/// Red if the heap is taken down before its users: in `heap::bring_up`, have `atexit` call something that stores
-/// `DOWN` to `STATE` and empties `NODES`.
+/// Red if the heap is taken down before its users: in `heap::bring_up` (`src/heap.rs`), have `atexit` call a function
+/// that unmaps the zones.
 #[test]
 fn process_exit() {
     const NAME: &str = "process_exit";

@@ -2,7 +2,7 @@
 //!
 //! Red if a block is handed out twice: in `Slab::take` (`src/slab/bitmap.rs`), leave the bits of the blocks taken
 //! set; in the section `pop_batch` (`src/percpu/x86_64.rs`), leave the commit out; in `Buddy::take`
-//! (`src/zone/buddy.rs`), put the half back that is kept.
+//! (`src/zone/buddy.rs`), put back the half that is kept as well.
 
 #![cfg(not(any(loom, pcpalloc_twin)))]
 

@@ -182,8 +182,7 @@ fn a_size_of_0_is_served() {
     }
 }
 
-/// Red if a size wraps around: in `mapping::alloc`, add the header's page with `wrapping_add` and do not compare with
-/// `isize::MAX`.
+/// Red if a refusal is not an answer: in `large::alloc` (`src/large.rs`), take the address out of `None`.
 #[test]
 fn sizes_that_cannot_be_had_give_null() {
     for shift in 0..=40 {

@@ -33,8 +33,8 @@ fn a_little_of_everything() {
     accounted(workload::run);
 }
 
-/// Red if a slab, a run or a mapping is shorter than its blocks: in `Class::new` (`src/size_class.rs`), take one page
-/// less; in `mapping::alloc` (`src/zone/mapping.rs`), leave the header out of the length.
+/// Red if a run or a mapping is shorter than its block: in `Class::new` (`src/size_class.rs`), take one page less for
+/// classes above `SLAB_MAX`; in `mapping::alloc` (`src/zone/mapping.rs`), leave the header out of the length.
 #[test]
 fn sizes_on_both_sides_of_every_border() {
     accounted(|| {
