@@ -3,6 +3,7 @@
 
 pub mod child;
 pub mod filter;
+pub mod object;
 pub mod signals;
 
 use std::alloc::{GlobalAlloc, Layout};
