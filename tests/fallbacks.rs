@@ -78,7 +78,8 @@ fn drains_on_every_kernel() {
     child::body(NAME, |kernel| {
         fill_all_stacks();
         let cached = HEAP.stats().percpu_cached;
-        let report = on_cpu(cpus()[0], || HEAP.drain(Drain::All));
+        common::move_thread(0, cpus()[0]);
+        let report = HEAP.drain(Drain::All);
         let left = HEAP.stats().percpu_cached;
         kernel_named(kernel).assert_mode();
         say("mode", format!("{:?}", HEAP.stats().mode));
@@ -92,7 +93,7 @@ fn drains_on_every_kernel() {
     });
     let cpus = cpus().len();
     for (name, kernel) in KERNELS {
-        let outcome = Child::new(NAME, name).kernel(kernel).run().succeeded();
+        let outcome = Child::new(NAME, name).kernel(kernel).settings("worker:off").run().succeeded();
         let (left, unreachable) = (outcome.number("left"), outcome.number("unreachable"));
         let expected = match kernel {
             _ if outcome.value("mode") == format!("{:?}", Mode::PerThread) => 0,
@@ -107,7 +108,7 @@ fn drains_on_every_kernel() {
             assert!(left > 0, "{name}: {outcome:#?}");
         } else if outcome.value("mode") != format!("{:?}", Mode::PerThread) {
             assert!(outcome.number("cached") > 4 * KIB, "there was something to drain: {outcome:#?}");
-            assert!(left < 4 * KIB, "{name}: {outcome:#?}");
+            assert_eq!(left, 0, "{name}: {outcome:#?}");
         }
     }
 }

@@ -8,13 +8,13 @@ use super::{Block, HEAP, KIB, MIB, Random, on_threads, scaled};
 /// Every layer of the heap from one thread and from several, contents checked; afterwards the heap holds about what
 /// it held before.
 pub fn run() {
-    let before = HEAP.stats().in_use;
+    let before = HEAP.stats();
     sizes();
     resizes();
     hand_over();
     model();
-    let after = HEAP.stats().in_use;
-    assert!(after < before + 256 * KIB, "what was freed is accounted for: {before} in use before, {after} after");
+    let after = HEAP.stats();
+    assert!(after.in_use < before.in_use + 256 * KIB, "what was freed is accounted for:\n{before}\n{after}");
 }
 
 fn sizes() {
