@@ -42,6 +42,7 @@ fn bring_up(config: &Config) {
     STATE.store(UP, Ordering::Release);
     // After the heap is up: the C library may allocate here.
     sys::at_fork(before_fork, after_fork, after_fork_in_child);
+    sys::stay_loaded();
 }
 
 /// Every lock of the heap in the order in which they nest, so that the child finds nothing half done.

@@ -113,7 +113,10 @@ fn run_at(block: NonNull<u8>, tag: u8, pages: u32) -> (&'static Zone, u32) {
     let wrong_size = "a block was freed or resized with a size that cannot be its own";
     match tag_at(block) {
         None => sys::die("a pointer that is not from this allocator was freed or resized", address),
-        Some((zone, page, found)) if found == tag && address.is_multiple_of(PAGE) => {
+        Some((zone, page, found)) if found == tag => {
+            if !address.is_multiple_of(PAGE) {
+                sys::die("a pointer into the middle of a block was freed", address);
+            }
             if zone.run_length(page) != pages {
                 sys::die(wrong_size, address);
             }
@@ -133,7 +136,7 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: u
     let (from, to) = (kind(old, align), kind(new, align));
     match (from, to) {
         // SAFETY: the caller's obligation.
-        (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, old, new) },
+        (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, align, old, new) },
         (Kind::Class(_, had) | Kind::Run(had), Kind::Class(_, wants) | Kind::Run(wants)) => {
             let (old_class, tag) = match from {
                 Kind::Class(class, _) => (Some(class), tag_of(class)),

@@ -125,6 +125,11 @@ impl Class {
         ((offset as u64 * self.reciprocal as u64) >> 32) as usize
     }
 
+    /// Bytes of a run that no block uses.
+    pub(crate) const fn slack(&self) -> usize {
+        self.pages as usize * PAGE - self.blocks as usize * self.size as usize
+    }
+
     /// Whether blocks of this class are runs of their own.
     #[inline(always)]
     pub(crate) const fn is_run(&self) -> bool {

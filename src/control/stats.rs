@@ -4,7 +4,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use crate::percpu::{self, Mode};
-use crate::size_class::{CLASSES, block_size};
+use crate::size_class::{CLASS, block_size};
 use crate::slab::{central, transfer};
 use crate::zone::{META, mapping, nodes};
 use crate::{heap, nolock, sys};
@@ -21,7 +21,7 @@ pub struct Stats {
     /// Free blocks in per-CPU (or per-thread) stacks and in batches on their way between CPUs.
     pub percpu_cached: usize,
     /// Free memory behind that: pages of zones and blocks of slabs which have been used and not given back
-    /// to the system.
+    /// to the system, and what is left over at the end of slabs.
     pub free_resident: usize,
     /// The allocator's own tables that have memory behind them.
     pub metadata: usize,
@@ -85,10 +85,11 @@ pub(crate) fn stats() -> Stats {
             let (start, len) = zone.metadata();
             stats.metadata += sys::resident_bytes(start, len);
         }
-        for class in 0..CLASSES {
+        for (class, fixed) in CLASS.iter().enumerate() {
             let counts = central(number, class).counts();
             out += counts.out * block_size(class);
             stats.free_resident += (counts.free - counts.untouched) * block_size(class);
+            stats.free_resident += counts.slabs * fixed.slack();
         }
     }
     stats.percpu_cached = percpu::cached_bytes() + transfer::bytes();

@@ -230,6 +230,9 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
         return;
     }
     region.counters.flushes.fetch_add(1, Ordering::Relaxed);
+    if surplus == 0 {
+        return slab::free_bulk(class, &[block]);
+    }
     let Some(mut batch) = transfer::BatchBox::new() else {
         return slab::free_bulk(class, &[block]);
     };

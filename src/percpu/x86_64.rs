@@ -45,8 +45,10 @@ use crate::sys;
 // say -1, and `rseq_cs` takes what the sections write without meaning anything. `registration` is how far
 // this thread got: 0 not tried, 1 done, 2 refused.
 //
-// `offset` is where the sections find the area to use, from the thread pointer: our own to begin with, put
-// there by the linker, so that it is right before the first instruction runs.
+// The sections use the area at our own's offset from the thread pointer, which the linker knows, plus `delta`: 0 to
+// begin with, so that they are right before the first instruction runs. (The offset itself cannot be a word that the
+// linker fills in, which none does for a shared library; there it comes from the global offset table, and in a
+// program it is a constant: "ELF Handling For Thread-Local Storage", initial exec.)
 global_asm!(
     ".pushsection .tdata.pcpalloc_rseq, \"awT\", @progbits",
     ".balign 32",
@@ -58,28 +60,28 @@ global_asm!(
     ".long 0, 0xffffffff",
     ".zero 56",
     ".popsection",
-    ".pushsection .data.pcpalloc_rseq, \"aw\", @progbits",
+    ".pushsection .bss.pcpalloc_rseq, \"aw\", @nobits",
     ".balign 8",
-    ".hidden __pcpalloc_0_1_rseq_offset",
-    ".globl __pcpalloc_0_1_rseq_offset",
-    ".type __pcpalloc_0_1_rseq_offset, @object",
-    ".size __pcpalloc_0_1_rseq_offset, 8",
-    "__pcpalloc_0_1_rseq_offset:",
-    ".quad __pcpalloc_0_1_rseq_area@tpoff",
+    ".hidden __pcpalloc_0_1_rseq_delta",
+    ".globl __pcpalloc_0_1_rseq_delta",
+    ".type __pcpalloc_0_1_rseq_delta, @object",
+    ".size __pcpalloc_0_1_rseq_delta, 8",
+    "__pcpalloc_0_1_rseq_delta:",
+    ".zero 8",
     ".popsection",
 );
 
 unsafe extern "C" {
-    #[link_name = "__pcpalloc_0_1_rseq_offset"]
-    static OFFSET: UnsafeCellOffset;
+    #[link_name = "__pcpalloc_0_1_rseq_delta"]
+    static DELTA: Delta;
 }
 
 /// A word that `init` writes once, while nobody depends on which of two right values it holds.
 #[repr(transparent)]
-struct UnsafeCellOffset(UnsafeCell<isize>);
+struct Delta(UnsafeCell<isize>);
 
 // SAFETY: aligned words are read and written whole on this architecture; both values lead to a valid area.
-unsafe impl Sync for UnsafeCellOffset {}
+unsafe impl Sync for Delta {}
 
 /// Where the own area's `registration` word lies, from the area.
 const REGISTRATION: isize = 32;
@@ -94,10 +96,23 @@ static TABLE: Table = Table([const { AtomicUsize::new(0) }; sys::MAX_CPUS + UNRE
 /// in the middle of one, does not keep nolock allocation from them.
 static RESERVES: Table = Table([const { AtomicUsize::new(0) }; sys::MAX_CPUS + UNREGISTERED]);
 
+/// Where our own area lies, from the thread pointer.
+#[inline(always)]
+fn own_offset() -> isize {
+    let offset;
+    // SAFETY: reads a constant, or a word of the global offset table.
+    unsafe {
+        asm!("mov {}, qword ptr [rip + __pcpalloc_0_1_rseq_area@GOTTPOFF]", out(reg) offset,
+             options(nostack, preserves_flags, readonly, pure));
+    }
+    offset
+}
+
+/// Where the area lies that is used, from the thread pointer.
 #[inline(always)]
 fn offset() -> isize {
     // SAFETY: the symbol is defined above; see the type for the race with `init`.
-    unsafe { *OFFSET.0.get() }
+    unsafe { own_offset() + *DELTA.0.get() }
 }
 
 impl Table {
@@ -118,7 +133,8 @@ fn stopped(class: usize) -> *const super::stopped::StoppedHeader {
 /// Arms a section: finds the area, names the descriptor (label 3 of the cold part) and starts (label 4).
 macro_rules! enter {
     () => {
-        "mov {off}, qword ptr [rip + __pcpalloc_0_1_rseq_offset]
+        "mov {off}, qword ptr [rip + __pcpalloc_0_1_rseq_delta]
+         add {off}, qword ptr [rip + __pcpalloc_0_1_rseq_area@GOTTPOFF]
          lea {t}, [rip + 3f]
          mov qword ptr fs:[{off} + 8], {t}
          4:"
@@ -536,7 +552,7 @@ pub(super) fn cpu() -> Option<usize> {
 pub(super) fn init() -> Mode {
     if let Some(libc) = sys::glibc_rseq() {
         // SAFETY: written once, by the thread that initialises; see the type.
-        unsafe { *OFFSET.0.get() = libc };
+        unsafe { *DELTA.0.get() = libc - own_offset() };
         if cpu().is_some() {
             return Mode::LibcRseq;
         }

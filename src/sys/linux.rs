@@ -334,6 +334,28 @@ pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: 
     unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) == 0 }
 }
 
+/// Keeps the shared library that this code is part of, if it is part of one, where it is for ever.
+///
+/// Between two of our sections the kernel remembers the last one's descriptor, and reads it when it next preempts
+/// the thread; if its memory is gone by then, the process ends. Nor do threads forget our destructor.
+pub(crate) fn stay_loaded() {
+    // SAFETY: `Dl_info` is valid when zero, and valid for the write; the name it then holds is a C string. The library
+    // is loaded, so opening it runs nothing.
+    unsafe {
+        let mut found: libc::Dl_info = core::mem::zeroed();
+        let here = stay_loaded as fn() as *const c_void;
+        if libc::dladdr(here, &mut found) == 0 || found.dli_fname.is_null() {
+            return;
+        }
+        // The program itself stays anyway. Its headers lie in its first page.
+        let headers = libc::getauxval(libc::AT_PHDR) as usize;
+        if headers.wrapping_sub(found.dli_fbase as usize) < 4096 {
+            return;
+        }
+        keep_errno(|| libc::dlopen(found.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE));
+    }
+}
+
 /// A destructor that runs when a thread ends which has called [`ThreadExit::arm`].
 pub(crate) struct ThreadExit {
     key: AtomicU32,

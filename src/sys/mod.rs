@@ -16,7 +16,7 @@
 //! | ordering | `register_membarrier`, `fence_cpu` |
 //! | waiting | `futex_wait`, `futex_wake` |
 //! | rseq | `glibc_rseq`, `register_rseq` |
-//! | process | `page_size`, `environment`, `spawn`, `with_signals_blocked`, `at_fork`, `on_thread_exit`, `die` |
+//! | process | `page_size`, `environment`, `spawn`, `with_signals_blocked`, `at_fork`, `stay_loaded`, `on_thread_exit`, `die` |
 
 #[cfg(not(any(pcpalloc_twin, miri)))]
 mod cpus;

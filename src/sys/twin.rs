@@ -136,6 +136,8 @@ pub(crate) fn at_fork(_prepare: extern "C" fn(), _parent: extern "C" fn(), _chil
     true
 }
 
+pub(crate) fn stay_loaded() {}
+
 std::thread_local! {
     static AT_EXIT: Exit = const { Exit(core::cell::Cell::new(None)) };
 }

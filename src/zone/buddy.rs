@@ -206,16 +206,25 @@ impl Buddy {
         Some(page..page + (1 << order))
     }
 
-    /// Takes the largest warm free block out for its memory to be given back; the caller
-    /// returns it with [`Buddy::return_cold`]. None is smaller than `1 << least` pages.
-    pub(crate) fn take_warm(&mut self, least: u32) -> Option<Range<u32>> {
-        let order = (least as usize..ORDERS).rev().find(|&o| self.warm[o].head != NONE)?;
-        let page = self.warm[order].head;
-        self.unlink(page, order as u32);
-        let block = page..page + (1 << order);
-        self.free -= 1 << order;
-        self.free_warm -= self.pages.warm_in(block.clone());
-        Some(block)
+    /// Takes a warm free block out for its memory to be given back, the largest in front of its list of which at
+    /// most `pages` have memory behind them, and none smaller than `1 << least`. The caller returns it with
+    /// [`Buddy::return_cold`]. Says how many of its pages are warm.
+    pub(crate) fn take_warm(&mut self, least: u32, pages: u32) -> Option<(Range<u32>, u32)> {
+        for order in (least as usize..ORDERS).rev() {
+            let page = self.warm[order].head;
+            if page == NONE {
+                continue;
+            }
+            let block = page..page + (1 << order);
+            let warm = self.pages.warm_in(block.clone());
+            if warm <= pages {
+                self.unlink(page, order as u32);
+                self.free -= 1 << order;
+                self.free_warm -= warm;
+                return Some((block, warm));
+            }
+        }
+        None
     }
 
     /// Puts back a block that [`Buddy::take_warm`] took; it has no memory any more if `cold`.

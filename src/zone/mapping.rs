@@ -112,7 +112,7 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
 ///
 /// # Safety
 /// As for [`free`]; after success only the new address is used.
-pub(crate) unsafe fn resize(block: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: usize) -> Option<NonNull<u8>> {
     let page = sys::page_size();
     let usable = sys::round_up(new, page)?;
     // SAFETY: the caller's obligation; the mapping is moved as a whole, header first.
@@ -123,7 +123,8 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, old: usize, new: usize) -> Optio
         if usable == header.usable {
             return Some(block);
         }
-        if sys::addr(start) + page != sys::addr(block) || usable > isize::MAX as usize - page {
+        // A mapping that moves is aligned to a page. (The twin keeps what lies in front of the header.)
+        if align > page || sys::addr(start) + page != sys::addr(block) || usable > isize::MAX as usize - page {
             return None;
         }
         if usable > header.usable && !MARKS.admits(usable - header.usable, new) {

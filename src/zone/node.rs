@@ -159,7 +159,12 @@ impl Zone {
         let mut populated = 0;
         while populated < bytes {
             let most = ((bytes - populated) / PAGE).max(1).ilog2().min(MAX_ORDER);
-            let Some(block) = self.with_buddy(|buddy| buddy.take_cold(most)) else { break };
+            let Some(block) = self.with_buddy(|buddy| buddy.take_cold(most)) else {
+                if self.enlarge() {
+                    continue;
+                }
+                break;
+            };
             let (pages, len) = (block.end - block.start, ((block.end - block.start) as usize) << PAGE_SHIFT);
             // SAFETY: the block is committed, free, and out of the buddy, so it is ours.
             let done = unsafe { sys::populate(self.address_of(block.start), len) };
@@ -173,17 +178,17 @@ impl Zone {
         populated
     }
 
-    /// Gives the memory of free blocks back to the system, largest blocks first, until `bytes` are gone;
-    /// returns the bytes. Blocks smaller than a page of the system are left.
+    /// Gives the memory of free blocks back to the system, largest blocks first, but not more than
+    /// `bytes`; returns how many. Blocks smaller than a page of the system are left.
     ///
     /// Each block is taken out of the buddy meanwhile, so that its lock is not held across the call.
     pub(crate) fn release_free(&self, bytes: usize) -> usize {
         let least = (sys::page_size() / PAGE).trailing_zeros();
         let mut released = 0;
-        while released < bytes
-            && let Some(block) = self.with_buddy(|buddy| buddy.take_warm(least))
+        while let pages = ((bytes - released) >> PAGE_SHIFT).min(u32::MAX as usize) as u32
+            && let Some((block, warm)) = self.with_buddy(|buddy| buddy.take_warm(least, pages))
         {
-            let warm = self.with_buddy(|buddy| buddy.pages().warm_in(block.clone())) as usize;
+            let warm = warm as usize;
             let len = ((block.end - block.start) as usize) << PAGE_SHIFT;
             // SAFETY: the block is committed, free, and out of the buddy, so nobody has a use for it.
             let cold = unsafe { sys::release(self.address_of(block.start), len) };

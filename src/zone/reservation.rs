@@ -296,9 +296,17 @@ impl Zone {
     pub(super) fn grow(&self, order: u32) -> bool {
         // Held across the system call; the buddy's lock is not.
         let _growing = self.growth.lock();
-        if self.may_have(order) {
-            return true;
-        }
+        self.may_have(order) || self.commit_more()
+    }
+
+    /// Commits more of the reservation, whatever is free; false at its end, or if the system refuses.
+    pub(super) fn enlarge(&self) -> bool {
+        let _growing = self.growth.lock();
+        self.commit_more()
+    }
+
+    /// The lock of `growth` is held.
+    fn commit_more(&self) -> bool {
         let committed = self.committed_bytes();
         let reserved = self.pages as usize * PAGE;
         let step = (committed / 8 / CHUNK * CHUNK).clamp(CHUNK, GROWTH_MAX).min(reserved - committed);

@@ -94,7 +94,8 @@ impl World {
     }
 
     fn cool(&mut self, least: u32) {
-        if let Some(block) = self.buddy.take_warm(least) {
+        if let Some((block, warm)) = self.buddy.take_warm(least, 40) {
+            assert!(warm <= 40);
             assert!(block.clone().all(|p| !self.owner[p as usize]));
             assert!(block.clone().any(|p| self.touched[p as usize]));
             block.clone().for_each(|p| self.touched[p as usize] = false);

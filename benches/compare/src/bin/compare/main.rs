@@ -1,0 +1,70 @@
+//! Builds `micro` and `index` once for each allocator, runs them in turn and writes down what came out.
+//!
+//! ```text
+//! cargo run --release --manifest-path benches/compare/Cargo.toml --bin compare -- --help
+//! ```
+//!
+//! Every row of `micro` runs in a process of its own, so that no row inherits the heap of another. In each
+//! round every allocator runs once, the first of them another in every round, and what is reported is the
+//! median over the rounds: a machine that is disturbed for a while disturbs all of them.
+
+mod machine;
+mod options;
+mod suite;
+mod table;
+mod variant;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use options::{Options, Suite};
+
+/// This package's directory.
+const HOME: &str = env!("CARGO_MANIFEST_DIR");
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            println!("{}", Options::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("compare: {error}\n\n{}", Options::USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    match compare(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(options: &Options) -> Result<(), String> {
+    let (variants, skipped) = variant::build_all(&options.allocators)?;
+    let machine = machine::describe();
+    for suite in &options.suites {
+        let results = match suite {
+            Suite::Micro => suite::micro(options, &variants)?,
+            Suite::Index => suite::index(options, &variants)?,
+        };
+        let page = table::page(options, suite, &machine, &results, &skipped);
+        println!("{page}");
+        let directory = Path::new(HOME).join(if options.smoke { "target/smoke" } else { "results" });
+        let name = options.file_name(suite);
+        let write = |extension: &str, text: String| {
+            let path = directory.join(format!("{name}.{extension}"));
+            std::fs::create_dir_all(&directory)
+                .and_then(|()| std::fs::write(&path, text))
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            eprintln!("wrote {}", path.display());
+            Ok::<(), String>(())
+        };
+        write("md", page)?;
+        write("json", table::json(options, suite, &machine, &results, &skipped))?;
+    }
+    Ok(())
+}

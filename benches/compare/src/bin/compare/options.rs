@@ -1,0 +1,116 @@
+//! The command line of `compare`.
+
+/// A program that is run under every allocator.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Suite {
+    Micro,
+    Index,
+}
+
+impl Suite {
+    pub fn name(self) -> &'static str {
+        match self {
+            Suite::Micro => "micro",
+            Suite::Index => "index",
+        }
+    }
+}
+
+/// Every allocator there is a feature for; the first is ours.
+pub const ALLOCATORS: [&str; 7] = ["pcpalloc", "system", "jemalloc", "mimalloc2", "mimalloc3", "snmalloc", "rpmalloc"];
+
+pub struct Options {
+    pub rounds: usize,
+    pub suites: Vec<Suite>,
+    /// Ours and its peers.
+    pub allocators: Vec<&'static str>,
+    /// Rows of `micro`; all if empty.
+    pub rows: Vec<String>,
+    /// Arguments for `index`.
+    pub index_args: Vec<String>,
+    pub name: Option<String>,
+    pub smoke: bool,
+    /// As it was given.
+    pub command_line: String,
+}
+
+impl Options {
+    pub const USAGE: &str = "\
+usage: compare [--rounds N] [--only micro|index] [--peers A,B,…] [--rows A,B,…] [--name NAME] [--smoke]
+               [-- ARGUMENTS OF index]
+
+  --rounds N    how often every allocator runs each row (default 7)
+  --only SUITE  micro or index; by default both
+  --peers …     of system, jemalloc, mimalloc2, mimalloc3, snmalloc, rpmalloc; all by default
+  --rows …      rows of micro; all by default
+  --name NAME   results/NAME-micro.md and so on, instead of results/micro.md
+  --smoke       one short round with the system allocator as the only peer, to see that everything works;
+                the results go to target/smoke";
+
+    /// Reads the arguments after the program's name; `None` if they ask for help.
+    pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Option<Options>, String> {
+        let args: Vec<String> = args.into_iter().collect();
+        let mut options = Options {
+            rounds: 7,
+            suites: vec![Suite::Micro, Suite::Index],
+            allocators: ALLOCATORS.to_vec(),
+            rows: Vec::new(),
+            index_args: Vec::new(),
+            name: None,
+            smoke: false,
+            command_line: args.join(" "),
+        };
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+            match arg.as_str() {
+                "-h" | "--help" => return Ok(None),
+                "--rounds" => {
+                    options.rounds = match value()?.parse() {
+                        Ok(rounds @ 1..=1000) => rounds,
+                        _ => return Err("--rounds needs a number from 1 to 1000".into()),
+                    }
+                }
+                "--only" => {
+                    options.suites = match value()?.as_str() {
+                        "micro" => vec![Suite::Micro],
+                        "index" => vec![Suite::Index],
+                        other => return Err(format!("there is no suite {other}")),
+                    }
+                }
+                "--peers" => {
+                    options.allocators = vec![ALLOCATORS[0]];
+                    for name in value()?.split(',') {
+                        match ALLOCATORS.iter().find(|known| **known == name) {
+                            Some(known) if options.allocators.contains(known) => {}
+                            Some(known) => options.allocators.push(known),
+                            None => return Err(format!("no allocator {name} is known")),
+                        }
+                    }
+                }
+                "--rows" => options.rows = value()?.split(',').map(String::from).collect(),
+                "--name" => options.name = Some(value()?),
+                "--smoke" => options.smoke = true,
+                "--" => {
+                    options.index_args = args.by_ref().collect();
+                }
+                _ => return Err(format!("unknown option {arg}")),
+            }
+        }
+        if options.smoke {
+            options.rounds = 1;
+            options.allocators = ALLOCATORS[..2].to_vec();
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src");
+            options.index_args = [source, "--repeat-to", "1", "--queries", "200"].map(String::from).to_vec();
+        }
+        Ok(Some(options))
+    }
+
+    /// What the results of a suite are called.
+    pub fn file_name(&self, suite: &Suite) -> String {
+        match &self.name {
+            Some(name) => format!("{name}-{}", suite.name()),
+            None => suite.name().into(),
+        }
+    }
+}

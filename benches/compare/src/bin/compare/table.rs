@@ -1,0 +1,119 @@
+//! Results as Markdown and as JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use crate::options::{Options, Suite};
+use crate::suite::{Measure, Results};
+use crate::variant::Skipped;
+
+/// Pairs of a name and what is to be said.
+type Facts = [(&'static str, String)];
+
+/// The command that gave the results.
+fn command(options: &Options) -> String {
+    let command = "cargo run --release --manifest-path benches/compare/Cargo.toml --bin compare --";
+    format!("{command} {}", options.command_line).trim_end().into()
+}
+
+/// A page of Markdown about one suite.
+pub fn page(options: &Options, suite: &Suite, machine: &Facts, results: &Results, skipped: &[Skipped]) -> String {
+    let mut page = format!("# {} with several allocators\n\n", suite.name());
+    // Writing to a `String` cannot fail.
+    let _ = writeln!(page, "Medians over {} rounds, written by\n\n    {}\n", options.rounds, command(options));
+    for (name, fact) in machine {
+        let _ = writeln!(page, "- {name}: {fact}");
+    }
+    if let Some(mode) = results.rows.first().and_then(|row| row.runs[0][0]["mode"].as_str()) {
+        let _ = writeln!(page, "- {} mode: {mode}", results.allocators[0]);
+    }
+    for Skipped { name, reason } in skipped {
+        let _ = writeln!(page, "- {name} is missing: {}", reason.lines().last().unwrap_or_default());
+    }
+    for measure in results.measures {
+        let _ = write!(page, "\n## {}\n\n{}", measure.title, table(results, measure));
+    }
+    let _ = writeln!(page, "\nIn brackets: {} over the peer, so less than 1 is in our favour.", results.allocators[0]);
+    page.push_str("\n## Rows\n\n");
+    for row in &results.rows {
+        let _ = writeln!(page, "- `{}`: {}", row.name, row.what);
+    }
+    page
+}
+
+/// One measure: a line for every row, with each peer's number and ours over it, and ours over the best peer's.
+fn table(results: &Results, measure: &Measure) -> String {
+    let (ours, peers) = (results.allocators[0], &results.allocators[1..]);
+    let mut table = format!("| row | {ours} | {} | best peer | ratio |\n", peers.join(" | "));
+    // Writing to a `String` cannot fail, here and below.
+    let _ = writeln!(table, "| --- | --: |{} --- | --: |", " --: |".repeat(peers.len()));
+    // The ratios of all rows: to each peer, and to the best.
+    let mut ratios = vec![Vec::new(); peers.len() + 1];
+    for row in &results.rows {
+        let number = |allocator| results.median(row, allocator, measure);
+        let cell = |number: Option<f64>| number.map_or("–".into(), |n| format!("{n:.*}", measure.decimals));
+        let mut ratio = |column: usize, theirs: Option<f64>| match number(0).zip(theirs) {
+            Some((ours, theirs)) if ours > 0.0 && theirs > 0.0 => {
+                ratios[column].push(ours / theirs);
+                format!("{:.2}", ours / theirs)
+            }
+            _ => "–".into(),
+        };
+        let _ = write!(table, "| {} | {} |", row.name, cell(number(0)));
+        let mut best: Option<(f64, &str)> = None;
+        for (column, peer) in peers.iter().enumerate() {
+            let theirs = number(column + 1);
+            let _ = write!(table, " {} ({}) |", cell(theirs), ratio(column, theirs));
+            if let Some(theirs) = theirs.filter(|theirs| best.is_none_or(|(least, _)| *theirs < least)) {
+                best = Some((theirs, peer));
+            }
+        }
+        let (least, name) = best.unzip();
+        let _ = writeln!(table, " {} | {} |", name.unwrap_or("–"), ratio(peers.len(), least));
+    }
+    if results.rows.len() > 1 {
+        let means: Vec<String> = ratios.iter().map(|ratios| geometric_mean(ratios)).collect();
+        let (to_best, to_peers) = means.split_last().expect("one mean more than there are peers");
+        let cells: String = to_peers.iter().map(|mean| format!(" ({mean}) |")).collect();
+        let _ = writeln!(table, "| geometric mean | |{cells} | {to_best} |");
+    }
+    table
+}
+
+fn geometric_mean(ratios: &[f64]) -> String {
+    if ratios.is_empty() {
+        return "–".into();
+    }
+    let logarithms: f64 = ratios.iter().map(|ratio| ratio.ln()).sum();
+    format!("{:.2}", (logarithms / ratios.len() as f64).exp())
+}
+
+/// Everything that was measured.
+pub fn json(options: &Options, suite: &Suite, machine: &Facts, results: &Results, skipped: &[Skipped]) -> String {
+    let rows: Vec<Value> = results
+        .rows
+        .iter()
+        .map(|row| {
+            let runs: Map<String, Value> = results
+                .allocators
+                .iter()
+                .zip(&row.runs)
+                .map(|(name, lines)| (name.to_string(), json!(lines)))
+                .collect();
+            json!({ "row": row.name, "what": row.what, "runs": runs })
+        })
+        .collect();
+    let machine: Map<String, Value> = machine.iter().map(|(name, fact)| (name.to_string(), json!(fact))).collect();
+    let skipped: Map<String, Value> =
+        skipped.iter().map(|Skipped { name, reason }| (name.to_string(), json!(reason))).collect();
+    let document = json!({
+        "suite": suite.name(),
+        "command": command(options),
+        "rounds": options.rounds,
+        "machine": machine,
+        "skipped": skipped,
+        "rows": rows,
+    });
+    format!("{document:#}\n")
+}

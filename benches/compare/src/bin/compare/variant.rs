@@ -1,0 +1,74 @@
+//! The two programs, built for each allocator.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::HOME;
+
+/// `micro` and `index` with one allocator.
+pub struct Variant {
+    pub name: &'static str,
+    directory: PathBuf,
+}
+
+/// An allocator that could not be built, and why.
+pub struct Skipped {
+    pub name: &'static str,
+    pub reason: String,
+}
+
+/// Builds a variant for every allocator, each into a target directory of its own, so that none disturbs what
+/// cargo has built of another. The first must be built; any other that cannot be is left out.
+pub fn build_all(names: &[&'static str]) -> Result<(Vec<Variant>, Vec<Skipped>), String> {
+    let (mut variants, mut skipped) = (Vec::new(), Vec::new());
+    for name in names {
+        match build(name) {
+            Ok(variant) => variants.push(variant),
+            Err(reason) if variants.is_empty() => return Err(format!("cannot build {name}:\n{reason}")),
+            Err(reason) => {
+                eprintln!("skipping {name}:\n{reason}");
+                skipped.push(Skipped { name, reason });
+            }
+        }
+    }
+    Ok((variants, skipped))
+}
+
+fn build(name: &'static str) -> Result<Variant, String> {
+    eprintln!("building {name}");
+    let target = Path::new(HOME).join("target/variants").join(name);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--release", "--quiet", "--bin", "micro", "--bin", "index", "--features", name])
+        .arg("--manifest-path")
+        .arg(Path::new(HOME).join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target)
+        // Debug information would have some allocators compiled without optimisation.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+        .output()
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
+    if output.status.success() {
+        return Ok(Variant { name, directory: target.join("release") });
+    }
+    let lines: Vec<String> = String::from_utf8_lossy(&output.stderr).lines().map(String::from).collect();
+    Err(lines[lines.len().saturating_sub(15)..].join("\n"))
+}
+
+impl Variant {
+    /// Runs one of the programs; returns the lines of JSON that it printed.
+    pub fn run(&self, program: &str, args: &[String]) -> Result<Vec<Value>, String> {
+        let failed = |why: String| format!("{program} {} with {}: {why}", args.join(" "), self.name);
+        let output = Command::new(self.directory.join(program))
+            .args(args)
+            .output()
+            .map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            return Err(failed(format!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr))));
+        }
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        stdout.lines().map(|line| serde_json::from_str(line).map_err(|error| failed(error.to_string()))).collect()
+    }
+}

@@ -1,0 +1,139 @@
+//! Parts of a test that have a process of their own: this program, started again.
+//!
+//! ```text
+//! #[test]
+//! fn name() {
+//!     child::body("name", |argument| …);                   // in the child: runs, and the process ends
+//!     let outcome = Child::new("name", "argument").run();   // in the parent
+//! }
+//! ```
+
+use std::fmt::Display;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
+
+use super::kernel::Kernel;
+
+const ARGUMENT: &str = "PCPALLOC_TEST_CHILD";
+/// Last line of a child that came to its end, so that one that did nothing is not taken for one that succeeded.
+const COMPLETED: &str = "completed: yes";
+/// Seconds after which a child is taken to hang; the kernel then ends it by SIGALRM.
+pub const WATCHDOG: u32 = 300;
+
+/// In a child started for this test, runs `f` with the child's argument and ends the process.
+pub fn body(test: &str, f: impl FnOnce(&str)) {
+    if let Some(argument) =
+        std::env::var(ARGUMENT).ok().as_deref().and_then(|v| v.strip_prefix(test)?.strip_prefix(' '))
+    {
+        f(argument);
+        println!("\n{COMPLETED}");
+        std::process::exit(0);
+    }
+}
+
+/// Says something for the parent to read with [`Outcome::value`], on a line of its own: the test harness leaves one
+/// unfinished.
+pub fn say(key: &str, value: impl Display) {
+    println!("\n{key}: {value}");
+}
+
+/// A child process to be.
+pub struct Child {
+    command: Command,
+}
+
+impl Child {
+    /// This program once more, to run the [`body`] of `test` with `argument`.
+    pub fn new(test: &str, argument: &str) -> Child {
+        let mut command = Command::new(std::env::current_exe().expect("the program knows its path"));
+        command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ARGUMENT, format!("{test} {argument}"));
+        limit(&mut command, libc::RLIMIT_CORE, 0);
+        // SAFETY: alarm is a system call without preconditions.
+        unsafe {
+            command.pre_exec(|| {
+                libc::alarm(WATCHDOG);
+                Ok(())
+            })
+        };
+        Child { command }
+    }
+
+    /// Has it run on a kernel with parts missing.
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        kernel.apply(&mut self.command);
+        self
+    }
+
+    /// Gives it an environment variable.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Gives it this many bytes of address space, from its first instruction on.
+    pub fn address_space(mut self, bytes: usize) -> Self {
+        limit(&mut self.command, libc::RLIMIT_AS, bytes);
+        self
+    }
+
+    /// Gives its heap these settings, as a user would: `PCPALLOC_CONF`.
+    pub fn settings(mut self, settings: &str) -> Self {
+        self.command.env("PCPALLOC_CONF", settings);
+        self
+    }
+
+    /// Runs it and waits for its end.
+    pub fn run(mut self) -> Outcome {
+        let output = self.command.output().expect("the child starts");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Outcome { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+fn limit(command: &mut Command, resource: libc::__rlimit_resource_t, value: usize) {
+    let value = value as libc::rlim_t;
+    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: setrlimit is a system call that reads the limit, which the closure owns.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(resource, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
+}
+
+/// How a child ended and what it said.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Fails the test unless the child's body came to its end.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        let completed = self.stdout.lines().any(|line| line == COMPLETED);
+        assert!(self.status.success() && completed, "the child came to its end: {self:#?}");
+        self
+    }
+
+    /// What the child said under this key.
+    #[track_caller]
+    pub fn value(&self, key: &str) -> &str {
+        let said = self.stdout.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+        said.unwrap_or_else(|| panic!("the child said {key}: {self:#?}"))
+    }
+
+    /// A number that the child said under this key.
+    #[track_caller]
+    pub fn number(&self, key: &str) -> usize {
+        self.value(key).parse().unwrap_or_else(|_| panic!("{key} is a number: {self:#?}"))
+    }
+
+    /// The signal that ended the child.
+    pub fn signal(&self) -> Option<i32> {
+        self.status.signal()
+    }
+}

@@ -1,0 +1,224 @@
+//! Memory that the program governs: given back when nobody uses it, kept when somebody does, limited politely.
+//!
+//! Everything here looks at the whole process, so the tests run one at a time.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use common::child;
+use pcpalloc::{PcpAlloc, Watermarks};
+
+#[global_allocator]
+static GLOBAL: PcpAlloc = PcpAlloc::new();
+
+const MIB: usize = 1 << 20;
+
+/// How long something may take that takes a second or two: a machine can be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Nobody else runs, and what the test before left free has been given back.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    until("nothing is left free", || {
+        GLOBAL.trim();
+        // Longer than the worker takes from one look to the next.
+        std::thread::sleep(Duration::from_millis(600));
+        GLOBAL.stats().free_resident < 2 * MIB
+    });
+    guard
+}
+
+/// Bytes of anonymous memory, by the kernel's count.
+fn anonymous() -> usize {
+    let smaps = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let line = smaps.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}; {}", GLOBAL.stats());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn vmstat(name: &str) -> usize {
+    let text = GLOBAL.vmstat().to_string();
+    let row = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    row.unwrap_or_else(|| panic!("no {name} in vmstat")).parse().unwrap()
+}
+
+fn page_faults() -> i64 {
+    // SAFETY: all-zero bytes are a valid rusage, and the call fills it in.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &mut usage), 0);
+        usage.ru_minflt
+    }
+}
+
+/// A process that goes quiet shrinks by itself: nobody calls anything, nobody allocates.
+///
+/// Positive control: have `give_back_unused` in `src/control/worker.rs` return at once.
+#[test]
+fn a_quiet_process_shrinks() {
+    let _alone = alone();
+    let start = anonymous();
+    let small: Vec<Box<[u8; 100]>> = (0..2_000_000).map(|n| Box::new([n as u8; 100])).collect();
+    assert!(anonymous() > start + 180 * MIB);
+    drop(small);
+    until("200 MB of small blocks are given back", || anonymous() < start + 16 * MIB);
+
+    let large: Vec<Vec<u8>> = (0..64).map(|n| vec![n; 2 * MIB]).collect();
+    assert!(anonymous() > start + 120 * MIB);
+    drop(large);
+    until("64 blocks of 2 MiB are given back", || anonymous() < start + 16 * MIB);
+
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| drop((8..50_008).map(|n| vec![1u8; n % 500]).collect::<Vec<_>>()));
+        }
+    });
+    until("what 16 threads held is given back", || anonymous() < start + 16 * MIB);
+}
+
+/// A program that allocates and frees megabytes in a loop does not pay for giving them back: what it uses again
+/// within a second stays.
+///
+/// Positive control: have `Buddy::take_least_warm` return `free_warm`.
+#[test]
+fn what_is_used_again_is_not_given_back() {
+    let _alone = alone();
+    let work = |time: Duration| {
+        let began = Instant::now();
+        let mut turns = 0;
+        while began.elapsed() < time {
+            let block = vec![1u8; 3 * MIB];
+            assert_eq!(block[turns % block.len()], 1);
+            drop(block);
+            turns += 1;
+            // Free for most of the time, so that whoever only looks now and then finds it free.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    // Until what was free before has gone.
+    work(Duration::from_millis(2500));
+    let before = vmstat("pgrelease");
+    work(Duration::from_secs(8));
+    let released = (vmstat("pgrelease") - before) * 4096;
+    // A block that somebody else took a piece of is replaced by another, and lies idle. Once in a while.
+    assert!(released < 10 * MIB, "{} KiB given back", released >> 10);
+}
+
+/// What the heap says it holds is what the kernel says it holds.
+///
+/// Positive control: leave `zone.free_warm_bytes()` out of `src/control/stats.rs`.
+#[test]
+fn stats_agree_with_the_kernel() {
+    let _alone = alone();
+    // Stacks, the program's own data, the C library's heap.
+    let other = anonymous().saturating_sub(GLOBAL.stats().resident);
+    let live: Vec<Vec<u8>> = (0..400_000).map(|n| vec![1u8; 16 + n % 900]).collect();
+    let holes: Vec<Vec<u8>> = live.into_iter().enumerate().filter(|(n, _)| n % 3 != 0).map(|(_, v)| v).collect();
+    let (said, seen) = (GLOBAL.stats().resident + other, anonymous());
+    let apart = said.abs_diff(seen) as f64 / seen as f64;
+    assert!(apart < 0.02, "{:.1} %: stats say {} KiB, the kernel {} KiB", apart * 100.0, said >> 10, seen >> 10);
+    drop(holes);
+}
+
+/// At the limit the answer is null; memory that is freed can be had again at once.
+///
+/// Positive control: have `Marks::admits` return true.
+#[test]
+fn a_limit_answers_null() {
+    let _alone = alone();
+    let room = 64 * MIB;
+    for size in [1000, 100_000, 3 * MIB, 8 * MIB] {
+        let layout = Layout::from_size_align(size, 8).unwrap();
+        let mut blocks = Vec::with_capacity(512 * MIB / size + 1);
+        // So that what is free already is not room, too.
+        GLOBAL.trim();
+        GLOBAL.set_limit(Some(GLOBAL.stats().resident + room)).unwrap();
+        // SAFETY: the size is not zero; blocks are written within their size and freed once.
+        unsafe {
+            while blocks.len() < blocks.capacity() {
+                let block = GLOBAL.alloc(layout);
+                if block.is_null() {
+                    break;
+                }
+                block.write_bytes(1, size);
+                blocks.push(block);
+            }
+            let had = blocks.len() * size;
+            blocks.drain(..).for_each(|block| GLOBAL.dealloc(block, layout));
+            let again = GLOBAL.alloc(layout);
+            GLOBAL.set_limit(None).unwrap();
+            assert!((40 * MIB..66 * MIB).contains(&had), "blocks of {size}: {} KiB", had >> 10);
+            assert!(!again.is_null(), "blocks of {size}: nothing after everything was freed");
+            GLOBAL.dealloc(again, layout);
+        }
+    }
+}
+
+/// With `low` set, memory is there before it is asked for: growing by 100 MB takes no page fault.
+///
+/// Positive control: have `balance` in `src/control/worker.rs` leave out `populate_free`.
+#[test]
+fn a_low_mark_spares_page_faults() {
+    /// Puts the marks back, also if the test fails.
+    struct Unset;
+    impl Drop for Unset {
+        fn drop(&mut self) {
+            GLOBAL.set_watermarks(Watermarks { min: 0, low: 0, high: 0 }).unwrap();
+        }
+    }
+    let _alone = alone();
+    let _unset = Unset;
+    GLOBAL.set_watermarks(Watermarks { min: 0, low: 150 * MIB, high: 200 * MIB }).unwrap();
+    until("memory is populated", || GLOBAL.stats().free_resident >= 140 * MIB);
+    let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(100);
+    let before = page_faults();
+    for n in 0..100u8 {
+        blocks.push(vec![n; MIB]);
+    }
+    let faults = page_faults() - before;
+    // 100 MB in pages of 4 KiB are 25,600.
+    assert!(faults < 500, "{faults} page faults");
+    assert!(blocks.iter().enumerate().all(|(n, block)| block[n] == n as u8));
+}
+
+#[test]
+fn contradictions_are_refused_with_a_reason() {
+    let _alone = alone();
+    let marks = Watermarks { min: 0, low: 2 * MIB, high: MIB };
+    assert!(GLOBAL.set_watermarks(marks).unwrap_err().to_string().contains("above high"));
+    let held = vec![1u8; 10 * MIB];
+    assert!(GLOBAL.set_limit(Some(MIB)).unwrap_err().to_string().contains("below what is in use"));
+    assert_eq!(GLOBAL.limit(), None);
+    drop(held);
+}
+
+/// The environment's settings are taken, and what cannot be understood is said, once.
+#[test]
+fn the_environment_is_heard() {
+    const NAME: &str = "the_environment_is_heard";
+    child::body(NAME, |_| {
+        child::say("limit", format!("{:?}", GLOBAL.limit()));
+        child::say("high", GLOBAL.watermarks().high);
+    });
+    let _alone = alone();
+    let outcome = child::Child::new(NAME, "")
+        .environment("PCPALLOC_CONF", "limit:1g,high:64m,low:lots,fast:yes")
+        .run()
+        .succeeded();
+    assert_eq!(outcome.value("limit"), "Some(1073741824)");
+    assert_eq!(outcome.value("high"), "67108864");
+    let complaints: Vec<_> = outcome.stderr.lines().filter(|line| line.starts_with("pcpalloc: ")).collect();
+    assert_eq!(complaints.len(), 2, "{complaints:?}");
+    assert!(complaints[0].contains("low:lots") && complaints[1].contains("fast:yes"), "{complaints:?}");
+}
