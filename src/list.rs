@@ -102,8 +102,8 @@ mod model {
 
     /// Two threads push while a third takes: every block comes out exactly once, with the word its pusher wrote.
     ///
-    /// Positive control: with a relaxed exchange in `push` the model reports a race on a block's word; with a
-    /// load and a store in place of the exchange a block is lost.
+    /// Positive controls: with a relaxed exchange in `push` the model reports a race on a block's word; with a store
+    /// in place of the exchange a block is lost, and the taker waits for ever.
     #[test]
     fn every_block_comes_out_once() {
         loom::model(|| {
@@ -112,7 +112,11 @@ mod model {
                 let list = list.clone();
                 thread::spawn(move || push(&list, block))
             });
-            let mut all = take(&list);
+            let mut all = Vec::new();
+            while all.len() < 2 {
+                all.extend(take(&list));
+                thread::yield_now();
+            }
             pushers.into_iter().for_each(|pusher| pusher.join().unwrap());
             all.extend(take(&list));
             all.sort_unstable();
@@ -123,8 +127,7 @@ mod model {
     /// A block that was taken is pushed again at once, while another thread is in the middle of a push that saw it
     /// on top: nothing is lost and nothing comes twice.
     ///
-    /// Positive control: let `take` pop one element by an exchange against the word it read before, and the model
-    /// finds the list that ends in a block which is not on it.
+    /// Positive control: a `take` that stores null in place of the swap loses what was pushed between its two steps.
     #[test]
     fn a_block_may_go_and_come_back() {
         loom::model(|| {

@@ -1,0 +1,280 @@
+//! What must not be done says so instead of waiting for ever, and what goes wrong in one place stays there.
+#![cfg(not(miri))]
+
+mod rcu_common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pcpalloc::PcpAlloc;
+use pcpalloc::rcu::{self, Domain, Heap, RcuCell};
+use rcu_common::{Watchdog, alloc, alone, child, until};
+
+#[global_allocator]
+static GLOBAL: PcpAlloc = PcpAlloc::new();
+
+/// The message of the panic that `f` ends in.
+fn panic_of(f: impl FnOnce()) -> String {
+    let payload = catch_unwind(AssertUnwindSafe(f)).expect_err("it should have panicked");
+    payload.downcast_ref::<String>().cloned().or_else(|| payload.downcast_ref::<&str>().map(|s| s.to_string())).unwrap()
+}
+
+/// Whoever would wait for himself is told so. Positive control: without the assertions each of these waits for ever.
+#[test]
+fn waiting_inside_a_section_panics() {
+    let _alone = alone();
+    let _watchdog = Watchdog::new("waiting inside a section");
+    let cookie = rcu::start_poll();
+    let guard = rcu::read_lock();
+    let waits: [(&str, &dyn Fn()); 5] = [
+        ("rcu::synchronize", &rcu::synchronize),
+        ("rcu::synchronize_expedited", &rcu::synchronize_expedited),
+        ("rcu::barrier", &rcu::barrier),
+        ("rcu::drain", &|| _ = rcu::drain()),
+        ("Cookie::wait", &|| cookie.wait()),
+    ];
+    for (name, wait) in waits {
+        let message = panic_of(wait);
+        assert!(message.starts_with(name) && message.contains("read-side critical section"), "{message}");
+    }
+    drop(guard);
+    waits.iter().for_each(|(_, wait)| wait());
+}
+
+#[test]
+fn waiting_inside_a_section_of_a_domain_panics() {
+    let _watchdog = Watchdog::new("waiting inside a section of a domain");
+    let domain = Domain::new(Heap);
+    let cookie = domain.start_poll();
+    let guard = domain.read_lock();
+    let waits: [(&str, &dyn Fn()); 5] = [
+        ("Domain::synchronize", &|| domain.synchronize()),
+        ("Domain::synchronize_expedited", &|| domain.synchronize_expedited()),
+        ("Domain::drain", &|| domain.barrier()),
+        ("Domain::drain", &|| _ = domain.drain()),
+        ("Cookie::wait", &|| cookie.wait()),
+    ];
+    for (name, wait) in waits {
+        let message = panic_of(wait);
+        assert!(message.starts_with(name) && message.contains("read-side critical section"), "{message}");
+    }
+    // Another domain's readers are none of its business.
+    let other = Domain::new(Heap);
+    other.synchronize();
+    rcu::synchronize();
+    drop(guard);
+    waits.iter().for_each(|(_, wait)| wait());
+}
+
+/// Sections nest 65535 deep and no deeper: a guard too many panics rather than end the section of the others.
+///
+/// Positive control: without the test in `State::enter` the last guard's section does not count, and the cell's
+/// value is dropped while it is looked at.
+#[test]
+fn nesting_has_an_end_that_is_noticed() {
+    std::thread::spawn(|| {
+        let domain = Domain::new(Heap);
+        let mut guards: Vec<_> = (0..65_535).map(|_| domain.read_lock()).collect();
+        assert!(panic_of(|| guards.push(domain.read_lock())).contains("65535"));
+        let cookie = domain.start_poll();
+        guards.truncate(1);
+        assert!(!cookie.is_done(), "the section goes on");
+        guards.clear();
+        assert!(cookie.is_done());
+    })
+    .join()
+    .unwrap();
+}
+
+/// A call that waits for itself panics, and neither that nor a destructor's panic takes the others along.
+///
+/// Positive control: `dispose` without `catch_unwind` ends the reclaimer, and what follows is never freed.
+#[test]
+fn panics_in_calls_are_contained() {
+    struct Bad(&'static AtomicUsize, fn());
+    impl Drop for Bad {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            (self.1)();
+            self.0.fetch_add(1000, Ordering::Relaxed);
+        }
+    }
+    let _alone = alone();
+    let _watchdog = Watchdog::new("panics");
+    static DROPS: AtomicUsize = AtomicUsize::new(0);
+    let called = rcu::stats().called;
+    let ways: [fn(); 4] = [|| panic!("a destructor"), || _ = rcu::drain(), rcu::barrier, || ()];
+    for _ in 0..10 {
+        ways.iter().for_each(|&way| rcu::retire(Box::new(Bad(&DROPS, way))));
+    }
+    until(|| rcu::stats().called == called + 40);
+    assert_eq!(DROPS.load(Ordering::Relaxed), 40 + 10 * 1000, "all were called, and those that panic did");
+    rcu::barrier();
+    assert_eq!(rcu::stats().pending_pointers, 0);
+}
+
+/// Calls may defer more, free, read and wait for readers.
+#[test]
+fn calls_may_do_what_threads_may() {
+    struct Again(usize);
+    impl Drop for Again {
+        fn drop(&mut self) {
+            drop(rcu::read_lock());
+            rcu::synchronize();
+            rcu::synchronize_expedited();
+            let layout = std::alloc::Layout::new::<[u64; 8]>();
+            // SAFETY: a block that nobody else knows.
+            unsafe { rcu::free(alloc(layout), layout) };
+            if self.0 > 0 {
+                rcu::retire(Box::new(Again(self.0 - 1)));
+            } else {
+                DONE.store(true, Ordering::Release);
+            }
+        }
+    }
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let _alone = alone();
+    let _watchdog = Watchdog::new("calls");
+    rcu::retire(Box::new(Again(10)));
+    until(|| DONE.load(Ordering::Acquire));
+}
+
+/// A domain whose guard was forgotten can be dropped, frees what waits, and ends its cookies.
+///
+/// Positive control: `Core::finish` that does not forget the readers waits for ever.
+#[test]
+fn a_domain_with_a_forgotten_guard_can_be_dropped() {
+    let _watchdog = Watchdog::new("forgotten guard");
+    let domain = Domain::new(Heap);
+    core::mem::forget(domain.read_lock());
+    let value = Arc::new(());
+    domain.retire(Box::new(value.clone()));
+    let cookie = domain.start_poll();
+    assert!(!cookie.is_done());
+    drop(domain);
+    assert_eq!(Arc::strong_count(&value), 1);
+    cookie.wait();
+    rcu_common::object::block_on(cookie);
+}
+
+/// The last handle on a domain may be owned by something that waits in it.
+#[test]
+fn a_domain_may_be_dropped_by_its_own_call() {
+    let _watchdog = Watchdog::new("domain dropped by a call");
+    let (domain, value) = (Arc::new(Domain::new(Heap)), Arc::new(()));
+    domain.retire(Box::new((domain.clone(), value.clone())));
+    domain.retire(Box::new(value.clone()));
+    drop(domain);
+    until(|| Arc::strong_count(&value) == 1);
+}
+
+/// A stalled reader is reported once, with the id and the name of its thread, and holds up no other domain.
+///
+/// Positive control: a stall timeout of an hour, and nothing is reported.
+#[test]
+fn a_stalled_reader_is_named() {
+    if child::role().is_some() {
+        let _watchdog = Watchdog::new("stall");
+        rcu::set_stall_timeout(Duration::from_millis(30));
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let reader = std::thread::Builder::new().name("dawdler".into()).spawn(move || {
+            let guard = rcu::read_lock();
+            // SAFETY: gettid has no preconditions.
+            tell.send(unsafe { libc::gettid() }).unwrap();
+            released.recv().unwrap();
+            drop(guard);
+        });
+        println!("thread {}", told.recv().unwrap());
+        let cookie = rcu::start_poll();
+        // For the reclaimer to wait for, and so to notice.
+        rcu::retire(Box::new(String::from("waits")));
+        until(|| rcu::stats().stalls == 1);
+        assert!(!cookie.is_done());
+        // Others go on.
+        let domain = Domain::new(Heap);
+        domain.synchronize();
+        domain.retire(Box::new(String::from("freed")));
+        domain.barrier();
+        assert_eq!(domain.stats().pending_pointers, 0);
+        // Reported once, however long it takes.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!cookie.is_done() && rcu::stats().stalls == 1);
+        release.send(()).unwrap();
+        reader.unwrap().join().unwrap();
+        cookie.wait();
+        return;
+    }
+    let output = child::run_plain("a_stalled_reader_is_named", "stall");
+    child::assert_passed(&output);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let thread = out.split("thread ").nth(1).and_then(|rest| rest.lines().next()).expect("an id");
+    let expected = format!("pcpalloc: rcu: a grace period is held up by thread {thread} (dawdler)");
+    assert_eq!(err.matches(&expected).count(), 1, "{err}");
+}
+
+/// Without a reclaimer the program does the work, and cookies are awaited all the same.
+///
+/// Positive control: `poll_once` without `Core::drive` leaves the awaiting thread asleep.
+#[test]
+fn a_program_may_do_without_a_reclaimer() {
+    const NAME: &str = "a_program_may_do_without_a_reclaimer";
+    if child::role().is_some() {
+        let _watchdog = Watchdog::new("no reclaimer");
+        rcu::set_reclaimer(false);
+        let layout = std::alloc::Layout::new::<[u64; 8]>();
+        // SAFETY: a block that nobody else knows.
+        unsafe { rcu::free(alloc(layout), layout) };
+        let cell = RcuCell::new(String::from("a"));
+        cell.replace(String::from("b"));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(rcu::stats().pending_pointers, 2, "nobody was to work it off");
+        let named = |name: &str| {
+            std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
+                let comm = task.unwrap().path().join("comm");
+                std::fs::read_to_string(comm).is_ok_and(|comm| comm.trim() == name)
+            })
+        };
+        assert!(!named("pcp-rcu"), "a thread runs that was not wanted");
+        let mut freed = 0;
+        until(|| {
+            freed += rcu::poll_once();
+            freed == 2
+        });
+        assert_eq!(rcu::stats().pending_pointers, 0);
+        let awaiting = std::thread::spawn(|| {
+            let guard = rcu::read_lock();
+            let cookie = rcu::start_poll();
+            drop(guard);
+            rcu_common::object::block_on(cookie);
+        });
+        until(|| {
+            rcu::poll_once();
+            awaiting.is_finished()
+        });
+        rcu::set_reclaimer(true);
+        cell.replace(String::from("c"));
+        until(|| rcu::stats().pending_pointers == 0);
+        assert!(named("pcp-rcu"));
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "polls"));
+}
+
+/// A process may end with frees under way, from inside a section even.
+#[test]
+fn a_process_may_end_with_frees_under_way() {
+    const NAME: &str = "a_process_may_end_with_frees_under_way";
+    if child::role().is_some() {
+        let cell = RcuCell::new(vec![1, 2, 3]);
+        let guard = rcu::read_lock();
+        (0..1000).for_each(|n| cell.replace(vec![n]));
+        println!("ends now {}", cell.read(&guard).len());
+        std::process::exit(0);
+    }
+    let output = child::run_plain(NAME, "ends");
+    assert!(output.status.success(), "{}", child::text(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("ends now 1"));
+}
