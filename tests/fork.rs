@@ -140,7 +140,7 @@ fn two_hundred_forks_under_load() {
         let after = HEAP.stats();
         assert!(after.in_use < before + 64 * KIB, "nothing is lost: {before} before,\n{after}");
     });
-    for (kernel, forks) in Kernel::MODES.into_iter().zip(["200", "100", "200"]) {
+    for (kernel, forks) in Kernel::MODES.into_iter().zip(["200", "60", "100"]) {
         Child::new(NAME, forks).kernel(kernel).run().succeeded();
     }
 }
