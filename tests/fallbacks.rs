@@ -70,8 +70,8 @@ fn fill_all_stacks() {
 
 /// What cannot be reached is said, and what can be is emptied.
 ///
-/// Red if a CPU that was not fenced is taken to be stopped: in `rseq::stop` (`src/percpu/x86_64.rs`), return true
-/// whatever `fence_cpu` says; in `membarrier` of `drain::init`, note that there is a fence.
+/// Red if a CPU that was not fenced is taken to be stopped: in `stop_in` (`src/percpu/x86_64.rs`), return true
+/// whatever `fence_cpu` says; in `drain::init` (`src/percpu/drain.rs`), note that there is a fence whatever is passed.
 #[test]
 fn drains_on_every_kernel() {
     const NAME: &str = "drains_on_every_kernel";

@@ -96,7 +96,7 @@ fn live_on(inherited: Vec<Block>, seed: u64, may_fork: bool) {
 /// Other threads take and free, drain, trim, and come and go; two threads fork.
 ///
 /// Red if a process is made while a lock is held by a thread that it lacks: in `heap::fork_locks` (`src/heap.rs`),
-/// leave out any one of the layers, or do not call `sys::at_fork`.
+/// leave out `percpu`, the centrals or the nodes, or do not call `sys::at_fork`.
 #[test]
 fn two_hundred_forks_under_load() {
     const NAME: &str = "two_hundred_forks_under_load";
