@@ -10,8 +10,11 @@ if ! command -v valgrind >/dev/null 2>&1; then
 fi
 
 test=workload_as_it_is
-program=$(cargo test --release --test fallbacks --no-run --message-format=json |
-    sed -n 's/.*"executable":"\([^"]*fallbacks-[^"]*\)".*/\1/p' | tail -n 1)
+if ! messages=$(cargo test --release --test fallbacks --no-run --message-format=json); then
+    echo "valgrind: the program could not be built"
+    exit 1
+fi
+program=$(printf '%s\n' "$messages" | sed -n 's/.*"executable":"\([^"]*fallbacks-[^"]*\)".*/\1/p' | tail -n 1)
 if [ -z "$program" ]; then
     echo "valgrind: there is no program to run"
     exit 1
