@@ -184,8 +184,9 @@ fn without_the_barrier_a_reader_is_missed() {
 /// cookie is taken is not enough, and a reader that comes in under the number of the one that is, sees what was
 /// unlinked.
 ///
-/// Positive controls: `snap` that returns the number under way lets the object go too early; `snap` by a load in
-/// place of the read-modify-write leaves the reader with the old pointer under the new number.
+/// Positive controls: `snap` that returns the number under way lets the object go too early; a relaxed load in
+/// `started` leaves the reader with the old pointer under the new number. (A load in place of the read-modify-write
+/// in `snap` has the same flaw by the letter of the memory model; loom does not get there.)
 #[test]
 fn a_cookie_covers_what_was_unlinked_before_it() {
     explore(3, || {
@@ -213,7 +214,7 @@ fn a_cookie_covers_what_was_unlinked_before_it() {
 
 /// Who finds by polling that a cookie is done may free as well as who waited.
 ///
-/// Positive control: with a relaxed store in `end` the model reports a race between the read and the free.
+/// Positive control: `is_done` that takes the grace period before for the one that was asked for.
 #[test]
 fn a_polled_cookie_is_as_good_as_a_wait() {
     explore(3, || {
