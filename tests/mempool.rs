@@ -156,8 +156,7 @@ extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
 /// Threads hold blocks of a pool, and handlers on top of them do: together never more than was promised, and never
 /// is one refused.
 ///
-/// Positive controls: `Pool::free` that gives to the heap first has allocations refused; `tagged_stack` without its
-/// count of changes hands a slot out twice.
+/// Positive control: `Pool::free` that gives to the heap first has allocations refused.
 #[test]
 fn the_promise_is_kept_in_handlers() {
     let _alone = alone();

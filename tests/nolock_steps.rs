@@ -91,7 +91,7 @@ fn stepped(name: &str, f: impl FnOnce()) {
     // Handlers find something, and the operation does not.
     to_and_fro(64);
     let (steps, hits) = (STEPS.load(Ordering::Relaxed), HITS.load(Ordering::Relaxed));
-    BUDGET.store(25_000 * scale(), Ordering::Relaxed);
+    BUDGET.store(15_000 * scale(), Ordering::Relaxed);
     step_through(f);
     let (steps, hits) = (STEPS.load(Ordering::Relaxed) - steps, HITS.load(Ordering::Relaxed) - hits);
     println!("{name}: {steps} steps, {hits} allocations");

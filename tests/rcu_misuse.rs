@@ -244,12 +244,12 @@ fn a_program_may_do_without_a_reclaimer() {
             freed == 2
         });
         assert_eq!(rcu::stats().pending_pointers, 0);
-        let awaiting = std::thread::spawn(|| {
-            let guard = rcu::read_lock();
-            let cookie = rcu::start_poll();
-            drop(guard);
-            rcu_common::object::block_on(cookie);
-        });
+        let guard = rcu::read_lock();
+        let awaiting = std::thread::spawn(|| rcu_common::object::block_on(rcu::start_poll()));
+        // Long enough for it to have asked, and to sleep.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!awaiting.is_finished());
+        drop(guard);
         until(|| {
             rcu::poll_once();
             awaiting.is_finished()

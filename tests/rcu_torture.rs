@@ -147,12 +147,12 @@ fn tight_loops<R: Rcu>(rcu: &R, grace_periods: usize) {
 }
 
 /// Positive control: `barrier_on_all` without the system call. Then a grace period costs next to nothing, so there
-/// are to be more of them (`PCPALLOC_TEST_SCALE=10`), and the reader saw a dead object after 2 to 8 seconds, in every
+/// are to be more of them (`PCPALLOC_TEST_SCALE=20`), and the reader saw a dead object after 2 to 8 seconds, in every
 /// run of seven, optimised or not, on two processors.
 #[test]
 fn a_reader_in_a_tight_loop_sees_no_dead_object() {
     let _alone = alone();
-    tight_loops(&Default, 200_000 * scale());
+    tight_loops(&Default, 100_000 * scale());
 }
 
 /// What a cell holds: the sum is part of it, and its destructor makes it wrong.

@@ -73,6 +73,7 @@ impl World {
     /// A reader from its registration to its end.
     fn read(&self, reader: usize, sections: usize) {
         let processor = &self.processors[reader];
+        processor.step();
         let slot = self.slots.take(reader as u32);
         for _ in 0..sections {
             // The readers' own side of the barrier binds the compiler alone.
@@ -183,11 +184,12 @@ fn without_the_barrier_a_reader_is_missed() {
 /// cookie is taken is not enough, and a reader that comes in under the number of the one that is, sees what was
 /// unlinked.
 ///
-/// Positive controls: `snap` that returns the number under way lets the object go too early; `snap` by a load in
-/// place of the read-modify-write leaves the reader with the old pointer under the new number.
+/// Positive controls: `snap` that returns the number under way lets the object go too early; a relaxed load in
+/// `started` leaves the reader with the old pointer under the new number. (A load in place of the read-modify-write
+/// in `snap` has the same flaw by the letter of the memory model; loom does not get there.)
 #[test]
 fn a_cookie_covers_what_was_unlinked_before_it() {
-    explore(2, || {
+    explore(3, || {
         let world = World::new(1, true);
         let reader = spawn_reader(&world, 0, 1);
         let driver = {
@@ -198,7 +200,9 @@ fn a_cookie_covers_what_was_unlinked_before_it() {
         let cookie = world.periods.snap();
         // One for a grace period that is under way, one for the next: more turns find nothing new.
         for _ in 0..2 {
-            world.advance();
+            if !world.periods.is_done(cookie) {
+                world.advance();
+            }
         }
         if world.periods.is_done(cookie) {
             world.free();
@@ -210,10 +214,10 @@ fn a_cookie_covers_what_was_unlinked_before_it() {
 
 /// Who finds by polling that a cookie is done may free as well as who waited.
 ///
-/// Positive control: with a relaxed store in `end` the model reports a race between the read and the free.
+/// Positive control: `is_done` that takes the grace period before for the one that was asked for.
 #[test]
 fn a_polled_cookie_is_as_good_as_a_wait() {
-    explore(2, || {
+    explore(3, || {
         let world = World::new(1, true);
         let reader = spawn_reader(&world, 0, 1);
         world.unlink();
