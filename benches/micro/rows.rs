@@ -1,19 +1,18 @@
-//! pcpalloc beside the system allocator, both called directly, so that what is inlined into a user's loop is
-//! inlined here: `cargo bench --bench micro`.
+//! The rows: small loops over an allocator that is called directly, so that what is inlined into a user's loop is
+//! inlined here.
 //!
 //! All times are per object: one allocation and one free, with the first eight bytes written in between and
-//! read back. `benches/compare` has more allocators, each as the global one of a process.
+//! read back.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use criterion::BenchmarkGroup;
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use pcpalloc::PcpAlloc;
 
 /// Objects in a batch of mixed sizes.
 const BATCH: usize = 400;
@@ -218,7 +217,8 @@ fn receive<A: GlobalAlloc>(heap: &A, full: Receiver<Vec<Tagged>>, empty: SyncSen
     }
 }
 
-fn rows<A: GlobalAlloc + Sync>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, heap: &A) {
+/// All rows of one allocator.
+pub fn rows<A: GlobalAlloc + Sync>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, heap: &A) {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     let sizes: Vec<usize> = (0..BATCH).map(|_| random.size()).collect();
     group.bench_function(format!("pair of u64/{name}"), |b| {
@@ -246,13 +246,3 @@ fn rows<A: GlobalAlloc + Sync>(group: &mut BenchmarkGroup<'_, WallTime>, name: &
         });
     });
 }
-
-fn micro(c: &mut Criterion) {
-    let mut group = c.benchmark_group("micro");
-    rows(&mut group, "pcpalloc", &PcpAlloc::new());
-    rows(&mut group, "system", &System);
-    group.finish();
-}
-
-criterion_group!(benches, micro);
-criterion_main!(benches);
