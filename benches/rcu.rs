@@ -152,21 +152,26 @@ fn sections(c: &mut Criterion) {
     group.finish();
 }
 
-/// Allocates 64 bytes and has them freed later, over and over: the time includes the frees, wherever they are made.
+/// Allocates 64 bytes, writes them, and has them freed later, over and over: the time includes the frees, wherever they are made.
 fn deferred(c: &mut Criterion) {
     let mut group = c.benchmark_group("allocate and defer the free of 64 bytes");
     group.bench_function("pcpalloc", |b| {
         b.iter(|| {
-            // SAFETY: a block that nobody else knows.
-            unsafe {
-                let block = NonNull::new_unchecked(GLOBAL.alloc(LAYOUT));
-                rcu::free(black_box(block), LAYOUT);
-            }
+            let value = boxed([0; 8]);
+            // SAFETY: from a box of this layout that nobody else knows.
+            unsafe { rcu::free(NonNull::new_unchecked(black_box(value).cast()), LAYOUT) };
         });
         rcu::barrier();
     });
     group.bench_function("pcpalloc retire", |b| {
         b.iter(|| rcu::retire(black_box(Box::new([0u64; 8]))));
+        rcu::barrier();
+    });
+    group.bench_function("pcpalloc, nothing written", |b| {
+        b.iter(|| {
+            // SAFETY: a block of this layout that nobody else knows.
+            unsafe { rcu::free(black_box(NonNull::new_unchecked(GLOBAL.alloc(LAYOUT))), LAYOUT) };
+        });
         rcu::barrier();
     });
     group.bench_function("crossbeam-epoch", |b| {
@@ -194,6 +199,41 @@ fn deferred(c: &mut Criterion) {
                 // The one that is left, of the two allocated for one deferred free.
                 shared.retire();
             }
+        });
+    });
+    group.finish();
+}
+
+/// A value with a destructor, which runs after the grace period.
+struct Destroyed(Value);
+
+impl Drop for Destroyed {
+    fn drop(&mut self) {
+        black_box(&mut self.0);
+    }
+}
+
+/// As [`deferred`], with a destructor to run.
+fn destroyed(c: &mut Criterion) {
+    let mut group = c.benchmark_group("allocate and defer the drop of 64 bytes");
+    group.bench_function("pcpalloc", |b| {
+        b.iter(|| rcu::retire(black_box(Box::new(Destroyed([0; 8])))));
+        rcu::barrier();
+    });
+    group.bench_function("crossbeam-epoch", |b| {
+        b.iter(|| {
+            let guard = epoch::pin();
+            let shared = epoch::Owned::new(Destroyed([0; 8])).into_shared(&guard);
+            // SAFETY: nobody else knows of it.
+            unsafe { guard.defer_destroy(black_box(shared)) };
+        });
+    });
+    group.bench_function("seize", |b| {
+        b.iter(|| {
+            let guard = COLLECTOR.enter();
+            let value = Box::into_raw(Box::new(Destroyed([0; 8])));
+            // SAFETY: from a box that nobody else knows of.
+            unsafe { guard.defer_retire(black_box(value), seize::reclaim::boxed) };
         });
     });
     group.finish();
@@ -276,5 +316,5 @@ fn grace_periods(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, sections, deferred, grace_periods, throughput);
+criterion_group!(benches, sections, deferred, destroyed, grace_periods, throughput);
 criterion_main!(benches);

@@ -4,7 +4,7 @@ use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::BlockSource;
+use super::{BlockSource, RcuHead};
 use crate::lock::Lock;
 use crate::percpu::{self, Array};
 use crate::size_class::{BATCH_MAX, CLASSES, PAGE, block_size, class_of};
@@ -16,6 +16,9 @@ pub(super) const ENTRIES: usize = PAGE / size_of::<usize>() - 5;
 /// In an entry: where the number of the class starts. Addresses of user space end before.
 const CLASS_SHIFT: u32 = 48;
 const ADDRESS_MASK: usize = (1 << CLASS_SHIFT) - 1;
+
+/// In place of a class: the address is that of a head in which a call is noted.
+const CALL: usize = CLASSES;
 
 /// The largest block whose pointer goes into a page; more is counted, and freed, one by one.
 pub(super) const ENTRY_MAX: usize = PAGE;
@@ -49,16 +52,31 @@ pub(super) fn entry(block: NonNull<u8>, layout: Layout) -> Option<usize> {
     }
 }
 
+/// A call that was noted in its head, as a word.
+pub(super) fn call_entry(head: NonNull<RcuHead>) -> usize {
+    head.as_ptr() as usize | CALL << CLASS_SHIFT
+}
+
 fn class_of_entry(entry: usize) -> usize {
     entry >> CLASS_SHIFT
 }
 
-/// Bytes that a word's block has.
-pub(super) fn bytes_of(entry: usize) -> usize {
-    block_size(class_of_entry(entry))
+/// The head of a call's word.
+fn head_of(address: usize) -> NonNull<RcuHead> {
+    // SAFETY: words of calls are made of pointers that are not null.
+    unsafe { NonNull::new_unchecked(address as *mut RcuHead) }
 }
 
-/// Frees what a word stands for.
+/// Bytes that a word's block has, or that its call will free.
+fn bytes_of(entry: usize) -> usize {
+    match class_of_entry(entry) {
+        // SAFETY: the call was noted before its word was made, and the head is left alone until it is called.
+        CALL => unsafe { RcuHead::call_bytes(head_of(entry & ADDRESS_MASK)) },
+        class => block_size(class),
+    }
+}
+
+/// Frees the block that a word stands for.
 pub(super) fn free_entry(entry: usize) {
     slab::free_bulk(class_of_entry(entry), &[entry & ADDRESS_MASK]);
 }
@@ -101,10 +119,10 @@ impl Block {
     }
 
     /// Frees what the words stand for: grouped by class, by whole batches back to the stacks' own supply where
-    /// that wants any, the rest to the slabs.
-    pub(super) fn free_all(&mut self, scratch: &mut Scratch) {
+    /// that wants any, the rest to the slabs. Returns the calls among them, which are still to be made.
+    pub(super) fn free_all<'s>(&mut self, scratch: &'s mut Scratch) -> impl Iterator<Item = NonNull<RcuHead>> + 's {
         let entries = &self.entries[..self.len];
-        let mut ends = [0u16; CLASSES];
+        let mut ends = [0u16; CLASSES + 1];
         entries.iter().for_each(|&entry| ends[class_of_entry(entry)] += 1);
         let mut end = 0;
         for count in &mut ends {
@@ -117,7 +135,7 @@ impl Block {
             *at += 1;
         }
         let mut start = 0;
-        for (class, &end) in ends.iter().enumerate() {
+        for (class, &end) in ends[..CALL].iter().enumerate() {
             if start < end as usize {
                 give(class, &scratch.0[start..end as usize]);
             }
@@ -125,6 +143,7 @@ impl Block {
         }
         self.len = 0;
         self.bytes = 0;
+        scratch.0[start..ends[CALL] as usize].iter().map(|&address| head_of(address))
     }
 }
 

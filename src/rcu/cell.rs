@@ -1,10 +1,13 @@
 //! A value that readers see whole while writers replace it; no `unsafe` for either.
 
+use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{ReadGuard, read_lock, retire};
+use super::linked::{Linked, is_plain, retire_linked};
+use super::{Heap, ReadGuard, default_domain, free, read_lock, reads};
 
 /// A value that is read in sections and replaced as a whole.
 ///
@@ -25,14 +28,14 @@ use super::{ReadGuard, read_lock, retire};
 /// assert_eq!(config.read(&rcu::read_lock()), "v2, revised");
 /// ```
 pub struct RcuCell<T: Send + Sync + 'static> {
-    value: AtomicPtr<T>,
+    value: AtomicPtr<Linked<T>>,
     _owns: PhantomData<T>,
 }
 
 impl<T: Send + Sync + 'static> RcuCell<T> {
     /// A cell that holds `value`.
     pub fn new(value: T) -> Self {
-        RcuCell { value: AtomicPtr::new(Box::into_raw(Box::new(value))), _owns: PhantomData }
+        RcuCell { value: AtomicPtr::new(boxed(value)), _owns: PhantomData }
     }
 
     /// The value, which stays as it is for as long as the section lasts.
@@ -41,16 +44,16 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
         // Acquire, paired with the releases below: the value is complete.
         // SAFETY: the value was current inside the section, so it is not dropped before the section ends, and
         // the reference borrows the guard. While the cell is borrowed it is not dropped.
-        unsafe { &*self.value.load(Ordering::Acquire) }
+        unsafe { &(*self.value.load(Ordering::Acquire)).value }
     }
 
     /// Replaces the value.
     pub fn replace(&self, value: T) {
-        let new = Box::into_raw(Box::new(value));
+        let new = boxed(value);
         // Release, paired with the acquire in `read`; acquire, for the old value to be dropped.
         let old = self.value.swap(new, Ordering::AcqRel);
         // SAFETY: the old value came from a box and was just unlinked, by this thread alone.
-        retire(unsafe { Box::from_raw(old) });
+        unsafe { retire(old) };
     }
 
     /// Replaces the value by what `f` makes of it; `f` runs again if another writer came first.
@@ -59,7 +62,7 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
         let mut old = self.value.load(Ordering::Acquire);
         loop {
             // SAFETY: as in `read`.
-            let new = Box::into_raw(Box::new(f(unsafe { &*old })));
+            let new = boxed(f(unsafe { &(*old).value }));
             // The old value cannot come back while we are in a section, so equal means unchanged. Orderings
             // as in `replace`.
             match self.value.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
@@ -73,20 +76,20 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
         }
         drop(guard);
         // SAFETY: as in `replace`.
-        retire(unsafe { Box::from_raw(old) });
+        unsafe { retire(old) };
     }
 
     /// The value, for the cell's only owner.
     pub fn get_mut(&mut self) -> &mut T {
         // SAFETY: `&mut self`: no reader borrows the cell.
-        unsafe { &mut **self.value.get_mut() }
+        unsafe { &mut (**self.value.get_mut()).value }
     }
 
     /// The value, out of the cell.
     pub fn into_inner(self) -> T {
         let mut this = core::mem::ManuallyDrop::new(self);
         // SAFETY: no reader borrows the cell, and it is not dropped.
-        *unsafe { Box::from_raw(*this.value.get_mut()) }
+        unsafe { Box::from_raw(*this.value.get_mut()) }.value
     }
 }
 
@@ -106,5 +109,25 @@ impl<T: Send + Sync + Default + 'static> Default for RcuCell<T> {
 impl<T: Send + Sync + fmt::Debug + 'static> fmt::Debug for RcuCell<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("RcuCell").field(self.read(&read_lock())).finish()
+    }
+}
+
+fn boxed<T>(value: T) -> *mut Linked<T> {
+    Box::into_raw(Box::new(Linked::new(value)))
+}
+
+/// Has a value dropped after a grace period.
+///
+/// # Safety
+/// It came from [`boxed`], is unlinked, and nobody else drops it.
+unsafe fn retire<T: Send + 'static>(value: *mut Linked<T>) {
+    // SAFETY: the caller's obligation; boxes are not null. A plain value is a block of the heap of this layout.
+    unsafe {
+        let value = NonNull::new_unchecked(value);
+        if is_plain(value) {
+            free(value.cast(), Layout::new::<Linked<T>>());
+        } else {
+            retire_linked(default_domain(), value, 0, &Heap, reads());
+        }
     }
 }

@@ -14,7 +14,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use core::task::Waker;
 
-use super::block::{Block, Pool, entry, free_entry};
+use super::block::{Block, ENTRY_MAX, Pool, call_entry, entry, free_entry};
 use super::grace::GracePeriods;
 use super::head::{Chain, RcuHead};
 use super::reader::thread_id;
@@ -27,6 +27,9 @@ use crate::sys;
 
 /// Pointers that one CPU may have pending before grace periods are expedited.
 const EXPEDITE_POINTERS: usize = 10_000;
+
+/// Objects on the chain from which on calls go into pages.
+const CHAIN_BUSY: usize = 64;
 
 const BACKLOG: Backlog = Backlog { low: 4 << 20, high: 32 << 20 };
 
@@ -151,30 +154,39 @@ impl Core {
             // SAFETY: the caller's obligation.
             return unsafe { self.free_large(block, layout, source, reads) };
         };
-        if self.uses_percpu() {
-            // A few turns, since others on this CPU may take the new page's room, or move us elsewhere.
-            for _ in 0..8 {
-                if percpu::push_deferred(word) {
-                    return;
-                }
-                let Some(fresh) = self.new_block(source, reads) else { break };
-                // SAFETY: a block from the pool, ours.
-                let array = unsafe { Block::array(fresh.as_ptr()) };
-                match percpu::exchange_here(array, |full| self.enqueue_array(full)) {
-                    Some(None) => self.arm(),
-                    Some(Some(full)) => {
-                        self.arm();
-                        self.after_enqueue(full, source, reads);
-                    }
-                    None => self.pool.put(fresh, source),
-                }
-            }
+        if self.push_percpu(word, source, reads) {
+            return;
         }
         if self.push_current(word, source, reads) {
             self.arm();
         } else {
             self.free_without_page(word, reads);
         }
+    }
+
+    /// Puts a word into this CPU's page, or into a new one if that is full.
+    fn push_percpu(&self, word: usize, source: &dyn BlockSource, reads: bool) -> bool {
+        if !self.uses_percpu() {
+            return false;
+        }
+        // A few turns, since others on this CPU may take the new page's room, or move us elsewhere.
+        for _ in 0..8 {
+            if percpu::push_deferred(word) {
+                return true;
+            }
+            let Some(fresh) = self.new_block(source, reads) else { return false };
+            // SAFETY: a block from the pool, ours.
+            let array = unsafe { Block::array(fresh.as_ptr()) };
+            match percpu::exchange_here(array, |full| self.enqueue_array(full)) {
+                Some(None) => self.arm(),
+                Some(Some(full)) => {
+                    self.arm();
+                    self.after_enqueue(full, source, reads);
+                }
+                None => self.pool.put(fresh, source),
+            }
+        }
+        false
     }
 
     /// Puts a word into the domain's own page.
@@ -271,11 +283,48 @@ impl Core {
         unsafe { self.chain.push_free(head, block, layout) }
     }
 
+    /// Defers a call, in any context.
+    ///
     /// # Safety
     /// As for [`super::call`].
-    pub(super) unsafe fn call(&self, head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>), bytes: usize) {
+    pub(super) unsafe fn call_nolock(&self, head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
         // SAFETY: the caller's obligation.
-        unsafe { self.chain.push_call(head, func, bytes) }
+        unsafe {
+            RcuHead::set_call(head, func, 0);
+            let page = self.is_busy() && self.uses_percpu();
+            if !(page && percpu::push_deferred(call_entry(head))) {
+                self.chain.push_call(head);
+            }
+        }
+    }
+
+    /// Defers a call that will free `bytes`: this may lock, allocate, and wait.
+    ///
+    /// # Safety
+    /// As for [`super::call`].
+    pub(super) unsafe fn call(
+        &self,
+        head: NonNull<RcuHead>,
+        func: unsafe fn(NonNull<RcuHead>),
+        bytes: usize,
+        source: &dyn BlockSource,
+        reads: bool,
+    ) {
+        // SAFETY: the caller's obligation.
+        unsafe {
+            RcuHead::set_call(head, func, bytes);
+            if self.is_busy() && bytes <= ENTRY_MAX && self.push_percpu(call_entry(head), source, reads) {
+                return;
+            }
+            self.chain.push_call(head);
+        }
+        self.after_deferral(source, reads);
+    }
+
+    /// Whether so many calls wait on the chain that more of them had better wait in pages: what few calls free may
+    /// be large, and the chain does not wait to be full, but it is one line of cache for all CPUs.
+    fn is_busy(&self) -> bool {
+        self.chain.len.load(Ordering::Relaxed) >= CHAIN_BUSY
     }
 
     /// As [`Core::enqueue`], for the page that an array is part of.

@@ -186,12 +186,12 @@ impl<S: BlockSource> Domain<S> {
     /// As for [`call`](super::call), with the sections of this domain.
     pub unsafe fn call(&self, head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
         // SAFETY: the caller's obligation.
-        unsafe { self.inner.core.call(head, func, 0) }
+        unsafe { self.inner.core.call_nolock(head, func) }
     }
 
     /// As [`retire`](super::retire).
     pub fn retire<T: Send + 'static>(&self, value: Box<T>) {
-        super::retire_on(&self.inner.core, value, &self.inner.source, self.inner.reads());
+        super::linked::retire_on(&self.inner.core, value, &self.inner.source, self.inner.reads());
         self.serve();
     }
 

@@ -33,6 +33,38 @@ impl RcuHead {
     }
 }
 
+impl RcuHead {
+    /// Notes a call that will free `bytes`, as far as is known.
+    ///
+    /// # Safety
+    /// The head is valid and nobody else's.
+    pub(super) unsafe fn set_call(head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>), bytes: usize) {
+        // SAFETY: the caller's obligation.
+        unsafe {
+            head.as_ref().what.set(func as usize);
+            head.as_ref().layout.set(bytes);
+        }
+    }
+
+    /// The bytes noted by [`RcuHead::set_call`].
+    ///
+    /// # Safety
+    /// The head is valid, a call was noted in it, and nobody writes to it.
+    pub(super) unsafe fn call_bytes(head: NonNull<RcuHead>) -> usize {
+        // SAFETY: the caller's obligation.
+        unsafe { head.as_ref().layout.get() }
+    }
+
+    /// The function noted by [`RcuHead::set_call`].
+    ///
+    /// # Safety
+    /// As for [`RcuHead::call_bytes`].
+    pub(super) unsafe fn call_func(head: NonNull<RcuHead>) -> unsafe fn(NonNull<RcuHead>) {
+        // SAFETY: the caller's obligation: `what` was made from such a function.
+        unsafe { core::mem::transmute::<usize, unsafe fn(NonNull<RcuHead>)>(head.as_ref().what.get()) }
+    }
+}
+
 impl Default for RcuHead {
     fn default() -> Self {
         Self::new()
@@ -96,16 +128,14 @@ impl Chain {
         }
     }
 
-    /// A call that will free `bytes`, as far as is known.
+    /// The call that was noted in the head.
     ///
     /// # Safety
-    /// The head is valid and nobody else's until `func` is called with it.
-    pub(super) unsafe fn push_call(&self, head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>), bytes: usize) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// As for [`RcuHead::call_bytes`]; the head is nobody else's until its function is called with it.
+    pub(super) unsafe fn push_call(&self, head: NonNull<RcuHead>) {
         // SAFETY: the caller's obligation.
         unsafe {
-            head.as_ref().what.set(func as usize);
-            head.as_ref().layout.set(bytes);
+            self.bytes.fetch_add(RcuHead::call_bytes(head), Ordering::Relaxed);
             self.push(head);
         }
     }
@@ -153,8 +183,7 @@ impl Chain {
             let size = layout & SIZE_MASK;
             self.bytes.fetch_sub(size, Ordering::Relaxed);
             if layout >> ALIGN_SHIFT == 0 {
-                // SAFETY: `push_call` stored the function.
-                return Some(Queued::Call(head, core::mem::transmute::<usize, unsafe fn(NonNull<RcuHead>)>(what)));
+                return Some(Queued::Call(head, RcuHead::call_func(head)));
             }
             let align = 1 << ((layout >> ALIGN_SHIFT) - 1);
             let layout = Layout::from_size_align_unchecked(size, align);

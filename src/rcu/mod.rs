@@ -86,6 +86,7 @@ mod epoch;
 mod fork;
 mod grace;
 mod head;
+mod linked;
 mod reader;
 mod reclaimer;
 mod source;
@@ -240,47 +241,23 @@ pub unsafe fn free_nolock(head: NonNull<RcuHead>, ptr: NonNull<u8>, layout: Layo
 #[doc(alias = "call_rcu")]
 pub unsafe fn call(head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
     // SAFETY: the caller's obligation.
-    unsafe { DEFAULT.call(head, func, 0) }
+    unsafe { DEFAULT.call_nolock(head, func) }
 }
 
 /// Drops a box after a grace period. The caller has unlinked it, and readers may go on reading it until then.
 ///
 /// Without a destructor to run, about as cheap as [`free`]; with one, an allocation and a [`call`]. A panic in the
 /// destructor is contained. What counts against the [`Backlog`] is the box, not what the value owns besides.
+#[inline]
 pub fn retire<T: Send + 'static>(value: Box<T>) {
-    let core = default_domain();
-    retire_on(core, value, &Heap, reads());
-}
-
-fn retire_on<T: Send + 'static>(core: &Core, value: Box<T>, source: &dyn BlockSource, reads: bool) {
-    #[repr(C)]
-    struct Retired<T> {
-        head: RcuHead,
-        value: Option<Box<T>>,
+    let value = NonNull::from(Box::leak(value));
+    if linked::is_plain(value) {
+        // SAFETY: a block of the heap that nobody else frees, unlinked as the caller says.
+        unsafe { free(value.cast(), Layout::new::<T>()) }
+    } else {
+        // SAFETY: leaked just now.
+        linked::retire_box(default_domain(), unsafe { Box::from_raw(value.as_ptr()) }, &Heap, reads());
     }
-    let layout = Layout::new::<T>();
-    if layout.size() == 0 {
-        return drop(value);
-    }
-    let ptr = NonNull::from(Box::leak(value)).cast::<u8>();
-    // Boxes come from the global allocator, which need not be this heap.
-    if !std::mem::needs_drop::<T>() && crate::slab::tag_at(ptr).is_some() {
-        // SAFETY: a block of the heap whose box was taken apart above.
-        return unsafe { core.free_slow(ptr, layout, source, reads) };
-    }
-    // SAFETY: leaked above.
-    let value = Some(unsafe { Box::from_raw(ptr.cast::<T>().as_ptr()) });
-    let retired = Box::new(Retired { head: RcuHead::new(), value });
-    let head = NonNull::from(Box::leak(retired)).cast::<RcuHead>();
-    // SAFETY: the head is the first field of a leaked box that nobody else knows; `T: Send` may be dropped by
-    // another thread. The box goes first, so that a destructor that panics leaks nothing.
-    let call = |head: NonNull<RcuHead>| unsafe {
-        let value = Box::from_raw(head.cast::<Retired<T>>().as_ptr()).value.take();
-        drop(value);
-    };
-    // SAFETY: as above.
-    unsafe { core.call(head, call, layout.size() + size_of::<Retired<T>>()) };
-    core.after_deferral(source, reads);
 }
 
 /// Takes one step of the reclaimer's work, without waiting, and returns how many objects it freed: for programs

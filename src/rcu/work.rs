@@ -225,12 +225,17 @@ impl Core {
                 let block = block.as_mut();
                 work.blocks = block.next;
                 let sizes = (block.len, block.bytes);
-                block.free_all(&mut work.scratch);
+                let mut calls = 0;
+                for head in block.free_all(&mut work.scratch) {
+                    call(head, RcuHead::call_func(head));
+                    calls += 1;
+                }
+                self.counters.called.fetch_add(calls, Ordering::Relaxed);
+                self.counters.freed.fetch_add(sizes.0 - calls, Ordering::Relaxed);
                 sizes
             };
             self.pointers.fetch_sub(len, Ordering::Relaxed);
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.counters.freed.fetch_add(len, Ordering::Relaxed);
             report.freed += len;
             report.freed_bytes += bytes;
             self.pool.put(block, source);
@@ -250,9 +255,8 @@ impl Core {
                     self.counters.freed.fetch_add(1, Ordering::Relaxed);
                 }
                 Queued::Call(head, func) => {
-                    // A call that panics must not take the thread, or the rest of the batch, along.
                     // SAFETY: queued with this function, and no reader is left.
-                    contained(|| unsafe { func(head) });
+                    unsafe { call(head, func) };
                     self.counters.called.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -354,6 +358,15 @@ impl Core {
             count(work);
         });
     }
+}
+
+/// Makes a deferred call. One that panics must not take the thread, or the rest of the batch, along.
+///
+/// # Safety
+/// `func` was deferred for `head`, is called for the first time, and no reader is left.
+unsafe fn call(head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
+    // SAFETY: the caller's obligation.
+    contained(|| unsafe { func(head) });
 }
 
 /// Runs what is not ours; a panic ends here.
