@@ -285,7 +285,9 @@ fn throughput(c: &mut Criterion) {
                 elapsed
             });
         });
-        println!("{:>24} {:.2} M updates/s meanwhile", S::NAME, updates as f64 / time.as_secs_f64() / 1e6);
+        if time > Duration::ZERO {
+            println!("{:>24} {:.2} M updates/s meanwhile", S::NAME, updates as f64 / time.as_secs_f64() / 1e6);
+        }
         group.finish();
     }
     for threads in [1, 2, 4, 16] {
@@ -307,13 +309,36 @@ fn throughput(c: &mut Criterion) {
     );
 }
 
-/// How long a grace period takes that somebody waits for, with nobody reading.
+/// How long a grace period takes that somebody waits for: with nobody reading, and with two threads that do nothing
+/// else.
 fn grace_periods(c: &mut Criterion) {
     let mut group = c.benchmark_group("grace period");
     group.sample_size(20);
-    group.bench_function("synchronize", |b| b.iter(rcu::synchronize));
-    group.bench_function("synchronize_expedited", |b| b.iter(rcu::synchronize_expedited));
+    for readers in [0, 2] {
+        let (stop, start) = (AtomicBool::new(false), Barrier::new(readers + 1));
+        std::thread::scope(|scope| {
+            for _ in 0..readers {
+                scope.spawn(|| {
+                    start.wait();
+                    while !stop.load(Ordering::Relaxed) {
+                        drop(black_box(rcu::read_lock()));
+                    }
+                });
+            }
+            start.wait();
+            group.bench_function(format!("synchronize, {readers} readers"), |b| b.iter(rcu::synchronize));
+            group.bench_function(format!("synchronize_expedited, {readers} readers"), |b| {
+                b.iter(rcu::synchronize_expedited)
+            });
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
     group.finish();
+    let stats = rcu::stats();
+    println!(
+        "pcpalloc: waits: median {:?}, p99 {:?}; expedited: median {:?}, p99 {:?}",
+        stats.wait_median, stats.wait_p99, stats.expedited_wait_median, stats.expedited_wait_p99
+    );
 }
 
 criterion_group!(benches, sections, deferred, destroyed, grace_periods, throughput);

@@ -215,6 +215,36 @@ fn a_stalled_reader_is_named() {
     assert_eq!(err.matches(&expected).count(), 1, "{err}");
 }
 
+/// What waits took is told apart by their kind.
+///
+/// Positive control: without the line in `GracePeriods::wait` that adds them up, both stay at zero.
+#[test]
+fn waits_are_measured() {
+    let _watchdog = Watchdog::new("waits");
+    let domain = Domain::new(Heap);
+    let waited_for = |wait: fn(&Domain<Heap>)| {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let guard = domain.read_lock();
+                tell.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(30));
+                drop(guard);
+            });
+            told.recv().unwrap();
+            wait(&domain);
+        });
+        let stats = domain.stats();
+        (stats.wait_p99, stats.expedited_wait_p99)
+    };
+    // The reader began to sleep before the wait began, if only just: half of it is surely waited for.
+    let long = Duration::from_millis(15);
+    let (wait, expedited) = waited_for(Domain::synchronize);
+    assert!(wait >= long && expedited == Duration::ZERO, "{wait:?} {expedited:?}");
+    let (_, expedited) = waited_for(Domain::synchronize_expedited);
+    assert!(expedited >= long, "{expedited:?}");
+}
+
 /// Without a reclaimer the program does the work, and cookies are awaited all the same.
 ///
 /// Positive control: `poll_once` without `Core::drive` leaves the awaiting thread asleep.

@@ -39,11 +39,38 @@ struct Gate {
 pub(super) struct GraceStats {
     pub(super) expedited: AtomicU64,
     pub(super) stalls: AtomicU64,
-    /// How many grace periods took from 2^(n-1) up to 2^n microseconds.
-    pub(super) latency: [AtomicU64; LATENCIES],
+    /// What grace periods took.
+    pub(super) latency: Latencies,
+    /// What those who waited for one took, without haste and expedited.
+    pub(super) waited: [Latencies; 2],
 }
 
-pub(super) const LATENCIES: usize = 32;
+/// How many of something took from 2^(n-1) up to 2^n microseconds.
+pub(super) struct Latencies([AtomicU64; 32]);
+
+impl Latencies {
+    const fn new() -> Latencies {
+        Latencies([const { AtomicU64::new(0) }; 32])
+    }
+
+    fn add(&self, took: Duration) {
+        let micros = took.as_micros() as u64;
+        let bucket = (64 - micros.leading_zeros() as usize).min(self.0.len() - 1);
+        self.0[bucket].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What a share of `q` of them took at most; zero if there were none.
+    pub(super) fn quantile(&self, q: f64) -> Duration {
+        let counts = || self.0.iter().map(|n| n.load(Ordering::Relaxed));
+        let wanted = ((counts().sum::<u64>() as f64 * q).ceil() as u64).max(1);
+        let mut seen = 0;
+        let bucket = counts().position(|n| {
+            seen += n;
+            seen >= wanted
+        });
+        Duration::from_micros(bucket.map_or(0, |bucket| 1 << bucket))
+    }
+}
 
 impl GracePeriods {
     pub(super) const fn new() -> GracePeriods {
@@ -54,7 +81,8 @@ impl GracePeriods {
             stats: GraceStats {
                 expedited: AtomicU64::new(0),
                 stalls: AtomicU64::new(0),
-                latency: [const { AtomicU64::new(0) }; LATENCIES],
+                latency: Latencies::new(),
+                waited: [const { Latencies::new() }; 2],
             },
             stall_timeout: AtomicU64::new(STALL_TIMEOUT.as_nanos() as u64),
         }
@@ -92,9 +120,7 @@ impl GracePeriods {
         match self.slots.iter().find(|slot| !slot.state.is_past(number)) {
             None => {
                 gate.began = None;
-                let micros = began.elapsed().as_micros() as u64;
-                let bucket = (64 - micros.leading_zeros() as usize).min(LATENCIES - 1);
-                self.stats.latency[bucket].fetch_add(1, Ordering::Relaxed);
+                self.stats.latency.add(began.elapsed());
                 self.numbers.end(number);
             }
             Some(slot) => {
@@ -110,15 +136,20 @@ impl GracePeriods {
 
     /// Waits until grace period `number` has ended: without sleeping at first, and for long, if `expedited`.
     pub(super) fn wait(&self, number: u64, expedited: bool) {
-        if expedited && !self.is_done(number) {
+        if self.is_done(number) {
+            return;
+        }
+        if expedited {
             self.stats.expedited.fetch_add(1, Ordering::Relaxed);
         }
+        let began = Instant::now();
         let mut turn = 0u32;
         while !self.is_done(number) {
             self.advance();
             pause(turn, expedited);
             turn += 1;
         }
+        self.stats.waited[expedited as usize].add(began.elapsed());
     }
 
     /// Around a `fork`: whoever advances has finished.

@@ -56,22 +56,22 @@ pub struct RcuStats {
     pub grace_period_median: Duration,
     /// Of a hundred grace periods, 99 took no longer than this.
     pub grace_period_p99: Duration,
+    /// Half of those who waited for a grace period, by [`synchronize`](super::synchronize) or a cookie, waited no
+    /// longer than this. Within a factor of two, as all of these.
+    pub wait_median: Duration,
+    /// 99 of a hundred waited no longer than this.
+    pub wait_p99: Duration,
+    /// The same of waits that were expedited.
+    pub expedited_wait_median: Duration,
+    /// The same of waits that were expedited.
+    pub expedited_wait_p99: Duration,
 }
 
 impl RcuStats {
     pub(super) fn of(core: &Core) -> RcuStats {
         let (periods, counters) = (&core.periods, &core.counters);
+        let [waited, waited_expedited] = &periods.stats.waited;
         // Relaxed throughout: statistics.
-        let buckets: Vec<u64> = periods.stats.latency.iter().map(|n| n.load(Ordering::Relaxed)).collect();
-        let quantile = |q: f64| {
-            let wanted = (buckets.iter().sum::<u64>() as f64 * q).ceil() as u64;
-            let mut seen = 0;
-            let bucket = buckets.iter().position(|&n| {
-                seen += n;
-                seen >= wanted.max(1)
-            });
-            Duration::from_micros(bucket.map_or(0, |bucket| 1 << bucket))
-        };
         RcuStats {
             pending_pointers: core.pending_pointers(),
             pending_bytes: core.pending_bytes(),
@@ -85,8 +85,12 @@ impl RcuStats {
             waits: counters.waits.load(Ordering::Relaxed),
             blocks: core.pool.blocks.load(Ordering::Relaxed),
             stalls: periods.stats.stalls.load(Ordering::Relaxed),
-            grace_period_median: quantile(0.5),
-            grace_period_p99: quantile(0.99),
+            grace_period_median: periods.stats.latency.quantile(0.5),
+            grace_period_p99: periods.stats.latency.quantile(0.99),
+            wait_median: waited.quantile(0.5),
+            wait_p99: waited.quantile(0.99),
+            expedited_wait_median: waited_expedited.quantile(0.5),
+            expedited_wait_p99: waited_expedited.quantile(0.99),
         }
     }
 }
