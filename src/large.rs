@@ -98,31 +98,31 @@ fn zero(run: &Run, pages: u32) {
 pub(crate) unsafe fn free(block: NonNull<u8>, size: usize, align: usize) {
     match kind(size, align) {
         Kind::Run(pages) => {
-            let (zone, page) = run_at(block, TAG_RUN, pages);
+            let (zone, page) = run_at(block, TAG_RUN);
+            if !zone.free_run(page, pages) {
+                sys::die(WRONG_SIZE, sys::addr(block));
+            }
             nodes()[zone.node()].run_bytes.fetch_sub((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
-            zone.free(page, pages, pages);
         }
         // SAFETY: the caller's obligation.
         _ => unsafe { mapping::free(block, size) },
     }
 }
 
-/// Where a run lies; ends the process if the block is no run of this tag and length.
-fn run_at(block: NonNull<u8>, tag: u8, pages: u32) -> (&'static Zone, u32) {
+const WRONG_SIZE: &str = "a block was freed or resized with a size that cannot be its own";
+
+/// Where a run lies; ends the process if the block is no run of this tag.
+fn run_at(block: NonNull<u8>, tag: u8) -> (&'static Zone, u32) {
     let address = sys::addr(block);
-    let wrong_size = "a block was freed or resized with a size that cannot be its own";
     match tag_at(block) {
         None => sys::die("a pointer that is not from this allocator was freed or resized", address),
         Some((zone, page, found)) if found == tag => {
             if !address.is_multiple_of(PAGE) {
                 sys::die("a pointer into the middle of a block was freed", address);
             }
-            if zone.run_length(page) != pages {
-                sys::die(wrong_size, address);
-            }
             (zone, page)
         }
-        Some((_, _, found)) if found == TAG_RUN || class_of_tag(found).is_some() => sys::die(wrong_size, address),
+        Some((_, _, found)) if found == TAG_RUN || class_of_tag(found).is_some() => sys::die(WRONG_SIZE, address),
         Some(_) => sys::die(NOT_IN_USE, address),
     }
 }
@@ -146,7 +146,10 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: u
                 Kind::Class(class, _) => (Some(class), Purpose::Block(tag_of(class))),
                 _ => (None, Purpose::Large),
             };
-            let (zone, page) = run_at(block, tag, had);
+            let (zone, page) = run_at(block, tag);
+            if zone.run_length(page) != had {
+                sys::die(WRONG_SIZE, sys::addr(block));
+            }
             if wants > had && !MARKS.admits((wants - had) as usize * PAGE, new)
                 || !zone.resize(page, had, wants, purpose)
             {

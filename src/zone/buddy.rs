@@ -14,12 +14,14 @@
 //! ```
 //!
 //! Requests need not be powers of two: [`Buddy::alloc`] takes the block that covers the request and gives
-//! the pages behind it back. Everything here is arithmetic on the tables of [`Pages`]; no system call is
+//! the pages behind it back. A large run that comes back whole is parked for the next request of its length, and
+//! merged when anybody needs it otherwise. Everything here is arithmetic on the tables of [`Pages`]; no system call is
 //! made, and the caller holds the lock.
 
 use core::ops::Range;
 
 use super::pages::{Pages, TAG_FREE, TAG_NONE, TAG_RUN, TAG_WARM};
+use super::parked::Parked;
 
 /// log2 of the pages in the largest block: 4 MiB.
 pub(crate) const MAX_ORDER: u32 = 10;
@@ -47,6 +49,8 @@ pub(crate) struct Buddy {
     free_warm: u32,
     /// The least that `free_warm` has been since it was last asked for.
     least_warm: u32,
+    /// Free runs that are on no list.
+    parked: Parked,
     /// Warm pages that are left for last.
     pub(crate) reserve: u32,
 }
@@ -74,7 +78,18 @@ impl Buddy {
     /// A buddy allocator that has no pages; [`Buddy::add`] gives it some.
     pub(crate) const fn new(pages: Pages) -> Self {
         let empty = [FreeList { head: NONE, blocks: 0 }; ORDERS];
-        Buddy { pages, cold: empty, warm: empty, end: 0, added: 0, free: 0, free_warm: 0, least_warm: 0, reserve: 0 }
+        Buddy {
+            pages,
+            cold: empty,
+            warm: empty,
+            end: 0,
+            added: 0,
+            free: 0,
+            free_warm: 0,
+            least_warm: 0,
+            parked: Parked::new(),
+            reserve: 0,
+        }
     }
 
     /// Free pages.
@@ -107,9 +122,10 @@ impl Buddy {
         self.cold[order].blocks + self.warm[order].blocks
     }
 
-    /// Bit n is set if a block of order n is free.
+    /// Bit n is set if a block of order n is free, or lies in a parked run.
     pub(crate) fn orders(&self) -> u32 {
-        (0..ORDERS).filter(|&o| self.free_blocks(o) > 0).fold(0, |mask, o| mask | 1 << o)
+        let listed = (0..ORDERS).filter(|&o| self.free_blocks(o) > 0).fold(0, |mask, o| mask | 1 << o);
+        listed | self.parked.orders()
     }
 
     /// Adds pages never used so far. They follow all pages added before, or leave a gap.
@@ -123,10 +139,16 @@ impl Buddy {
 
     /// Takes `count` pages that start at a multiple of `1 << align`.
     pub(crate) fn alloc(&mut self, count: u32, align: u32, purpose: Purpose) -> Option<Taken> {
-        let order = align.max(count.next_power_of_two().trailing_zeros());
-        let page = self.take(order)?;
+        let page = match self.parked.take(count, align) {
+            Some(page) => page,
+            None => {
+                let order = align.max(count.next_power_of_two().trailing_zeros());
+                let page = self.take(order)?;
+                self.give_range(page + count..page + (1 << order));
+                page
+            }
+        };
         let end = page + count;
-        self.give_range(end..page + (1 << order));
         match purpose {
             Purpose::Slab(tag) => self.pages.set_tags(page..end, tag),
             _ => self.tag_run(page, count, purpose),
@@ -147,13 +169,26 @@ impl Buddy {
         } else {
             self.pages.set_tag(pages.start, TAG_NONE);
         }
-        self.free += pages.end - pages.start;
-        self.free_warm += self.pages.warm_in(pages.clone());
-        self.give_range(pages);
+        let (count, warm) = (pages.end - pages.start, self.pages.warm_in(pages.clone()));
+        self.free += count;
+        self.free_warm += warm;
+        if !Parked::wants(count, warm) {
+            self.give_range(pages);
+        } else if let Some(older) = self.parked.put(pages) {
+            self.give_range(older);
+        }
+    }
+
+    /// Puts parked runs on the lists, merged with what is free around them.
+    pub(crate) fn unpark(&mut self) {
+        while let Some(run) = self.parked.pop() {
+            self.give_range(run);
+        }
     }
 
     /// Makes a run of one block longer where it lies, if the pages behind it are free. Says how many of the new pages have memory behind them.
     pub(crate) fn extend(&mut self, run: Range<u32>, new_end: u32) -> Option<u32> {
+        self.unpark();
         // The page behind a run that is not ours starts whatever follows, so free space there is a chain
         // of whole blocks.
         let mut end = run.end;
@@ -210,6 +245,7 @@ impl Buddy {
     /// most `pages` have memory behind them, and none smaller than `1 << least`. The caller returns it with
     /// [`Buddy::return_cold`]. Says how many of its pages are warm.
     pub(crate) fn take_warm(&mut self, least: u32, pages: u32) -> Option<(Range<u32>, u32)> {
+        self.unpark();
         for order in (least as usize..ORDERS).rev() {
             let page = self.warm[order].head;
             if page == NONE {
@@ -245,6 +281,10 @@ impl Buddy {
 
     /// Takes one block of exactly `order` out of the lists.
     fn take(&mut self, order: u32) -> Option<u32> {
+        // What is parked has memory behind it, so it comes before blocks that have none.
+        if self.warm[order as usize..].iter().all(|list| list.head == NONE) {
+            self.unpark();
+        }
         let first = |lists: &[FreeList; ORDERS]| {
             (order as usize..ORDERS).find(|&o| lists[o].head != NONE).map(|o| (o, lists[o].head))
         };
@@ -336,6 +376,13 @@ impl Buddy {
         let mut page = first;
         while page < self.end {
             let tag = self.pages.tag(page);
+            if let Some(run) = self.parked.starting_at(page) {
+                assert_eq!((tag, self.pages.warm_in(run.clone())), (TAG_NONE, run.end - run.start));
+                free += run.end - run.start;
+                free_warm += run.end - run.start;
+                page = run.end;
+                continue;
+            }
             if tag & TAG_FREE == 0 {
                 page += 1;
                 continue;

@@ -11,6 +11,7 @@ mod marks;
 mod meta;
 mod node;
 mod pages;
+mod parked;
 mod reservation;
 
 pub(crate) mod mapping;

@@ -146,7 +146,10 @@ impl Zone {
 
     /// Free blocks of each order.
     pub(crate) fn free_blocks(&self) -> [u32; ORDERS] {
-        self.with_buddy(|buddy| core::array::from_fn(|order| buddy.free_blocks(order)))
+        self.with_buddy(|buddy| {
+            buddy.unpark();
+            core::array::from_fn(|order| buddy.free_blocks(order))
+        })
     }
 
     /// Free bytes that have had memory behind them and no use since this was last asked.
@@ -231,6 +234,21 @@ impl Zone {
             buddy.free_warm_pages()
         });
         MARKS.freed((warm as usize) << PAGE_SHIFT);
+    }
+
+    /// Gives a run of one block back, all of it written to; false, and nothing is done, if it has another length.
+    pub(crate) fn free_run(&self, page: u32, pages: u32) -> bool {
+        let warm = self.with_buddy(|buddy| {
+            if buddy.run_length(page) != pages {
+                return None;
+            }
+            buddy.free(page..page + pages, pages);
+            Some(buddy.free_warm_pages())
+        });
+        if let Some(warm) = warm {
+            MARKS.freed((warm as usize) << PAGE_SHIFT);
+        }
+        warm.is_some()
     }
 
     /// Makes a run of one block longer or shorter where it lies; false if what lies behind it is in use.

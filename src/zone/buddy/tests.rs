@@ -116,7 +116,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1u32..=40, 0u32..4).prop_map(|(n, a)| Step::Alloc(n, a)),
         1 => (1u32..=1 << MAX_ORDER, 0u32..=MAX_ORDER).prop_map(|(n, a)| Step::Alloc(n, a)),
-        4 => (any::<usize>(), 0u32..=64).prop_map(|(i, t)| Step::Free(i, t)),
+        4 => (any::<usize>(), prop_oneof![0u32..=64, Just(1 << MAX_ORDER)]).prop_map(|(i, t)| Step::Free(i, t)),
         1 => (any::<usize>(), 1u32..200).prop_map(|(i, n)| Step::Extend(i, n)),
         1 => (0u32..4).prop_map(Step::Cool),
     ]

@@ -1,0 +1,74 @@
+//! Large runs that were freed a moment ago.
+//!
+//! A program that allocates and frees a large block in a loop gets the same pages each time, without splitting and
+//! merging them in between. Parked runs count as free; whoever finds no warm memory on the lists, wants to extend a
+//! run, or gives memory back to the system puts them on the lists first.
+
+use core::ops::Range;
+
+/// Runs that are parked at most.
+const MAX: usize = 4;
+/// Pages that a run has at least: smaller ones are blocks of classes, which the per-CPU stacks keep.
+const PAGES_MIN: u32 = 65;
+
+pub(super) struct Parked {
+    /// Newest last; empty ones are at the end.
+    runs: [Range<u32>; MAX],
+}
+
+impl Parked {
+    pub(super) const fn new() -> Parked {
+        Parked { runs: [const { 0..0 }; MAX] }
+    }
+
+    /// Whether a run of `pages`, of which `warm` have memory behind them, is to be parked.
+    pub(super) fn wants(pages: u32, warm: u32) -> bool {
+        pages >= PAGES_MIN && warm == pages
+    }
+
+    fn len(&self) -> usize {
+        self.runs.iter().take_while(|run| !run.is_empty()).count()
+    }
+
+    fn remove(&mut self, at: usize) -> Range<u32> {
+        let run = core::mem::replace(&mut self.runs[at], 0..0);
+        self.runs[at..].rotate_left(1);
+        run
+    }
+
+    /// Parks a run; the oldest makes room for it.
+    pub(super) fn put(&mut self, run: Range<u32>) -> Option<Range<u32>> {
+        let older = (self.len() == MAX).then(|| self.remove(0));
+        let end = self.len();
+        self.runs[end] = run;
+        older
+    }
+
+    /// The newest run of exactly `pages`, at a multiple of `1 << align`.
+    pub(super) fn take(&mut self, pages: u32, align: u32) -> Option<u32> {
+        if pages < PAGES_MIN {
+            return None;
+        }
+        let fits = |run: &Range<u32>| run.end - run.start == pages && run.start.is_multiple_of(1 << align);
+        let at = self.runs.iter().rposition(fits)?;
+        Some(self.remove(at).start)
+    }
+
+    /// Any run.
+    pub(super) fn pop(&mut self) -> Option<Range<u32>> {
+        let last = self.len().checked_sub(1)?;
+        Some(self.remove(last))
+    }
+
+    /// Bit n is set if some run has a block of order n in it.
+    pub(super) fn orders(&self) -> u32 {
+        // Wherever it starts, the largest aligned block in a run has at least a quarter of its pages.
+        self.runs[..self.len()].iter().fold(0, |mask, run| mask | 1 << (run.end - run.start).ilog2().saturating_sub(1))
+    }
+
+    /// The run that starts at `page`.
+    #[cfg(test)]
+    pub(super) fn starting_at(&self, page: u32) -> Option<Range<u32>> {
+        self.runs[..self.len()].iter().find(|run| run.start == page).cloned()
+    }
+}
