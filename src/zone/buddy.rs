@@ -173,8 +173,12 @@ impl Buddy {
         self.free += count;
         self.free_warm += warm;
         if !Parked::wants(count, warm) {
-            self.give_range(pages);
-        } else if let Some(older) = self.parked.put(pages) {
+            return self.give_range(pages);
+        }
+        if self.parked.pages().is_some_and(|parked| parked != count) {
+            self.unpark();
+        }
+        if let Some(older) = self.parked.put(pages) {
             self.give_range(older);
         }
     }

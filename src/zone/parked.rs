@@ -2,7 +2,8 @@
 //!
 //! A program that allocates and frees a large block in a loop gets the same pages each time, without splitting and
 //! merging them in between. Parked runs count as free; whoever finds no warm memory on the lists, wants to extend a
-//! run, or gives memory back to the system puts them on the lists first.
+//! run, or gives memory back to the system puts them on the lists first. All have the same length: where lengths
+//! change, no more than one run is in the way of what could be merged.
 
 use core::ops::Range;
 
@@ -12,7 +13,7 @@ const MAX: usize = 4;
 const PAGES_MIN: u32 = 65;
 
 pub(super) struct Parked {
-    /// Newest last; empty ones are at the end.
+    /// All of one length. Newest last; empty ones are at the end.
     runs: [Range<u32>; MAX],
 }
 
@@ -30,13 +31,19 @@ impl Parked {
         self.runs.iter().take_while(|run| !run.is_empty()).count()
     }
 
+    /// The length of the runs, if there are any.
+    pub(super) fn pages(&self) -> Option<u32> {
+        let first = &self.runs[0];
+        (!first.is_empty()).then(|| first.end - first.start)
+    }
+
     fn remove(&mut self, at: usize) -> Range<u32> {
         let run = core::mem::replace(&mut self.runs[at], 0..0);
         self.runs[at..].rotate_left(1);
         run
     }
 
-    /// Parks a run; the oldest makes room for it.
+    /// Parks a run, which is as long as those that are parked; the oldest makes room for it.
     pub(super) fn put(&mut self, run: Range<u32>) -> Option<Range<u32>> {
         let older = (self.len() == MAX).then(|| self.remove(0));
         let end = self.len();
@@ -46,10 +53,10 @@ impl Parked {
 
     /// The newest run of exactly `pages`, at a multiple of `1 << align`.
     pub(super) fn take(&mut self, pages: u32, align: u32) -> Option<u32> {
-        if pages < PAGES_MIN {
+        if self.pages() != Some(pages) {
             return None;
         }
-        let fits = |run: &Range<u32>| run.end - run.start == pages && run.start.is_multiple_of(1 << align);
+        let fits = |run: &Range<u32>| !run.is_empty() && run.start.is_multiple_of(1 << align);
         let at = self.runs.iter().rposition(fits)?;
         Some(self.remove(at).start)
     }
