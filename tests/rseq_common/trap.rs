@@ -14,6 +14,8 @@ static REPLACED: AtomicU8 = AtomicU8::new(0);
 static CAME: AtomicUsize = AtomicUsize::new(0);
 static RESUMES_AT: AtomicUsize = AtomicUsize::new(0);
 static IN_USE: AtomicBool = AtomicBool::new(false);
+/// Where the breakpoint goes when it has been come to, once.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
 static HANDLER: Handler = Handler(UnsafeCell::new(None));
 
 struct Handler(UnsafeCell<Option<*mut dyn FnMut()>>);
@@ -25,6 +27,12 @@ fn code(at: usize) -> &'static AtomicU8 {
     unsafe { AtomicU8::from_ptr(at as *mut u8) }
 }
 
+fn set(at: usize) {
+    AT.store(at, Ordering::Relaxed);
+    REPLACED.store(code(at).load(Ordering::Relaxed), Ordering::Relaxed);
+    code(at).store(INT3, Ordering::SeqCst);
+}
+
 extern "C" fn on_trap(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a `ucontext_t` to a handler with SA_SIGINFO.
     let resume = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
@@ -33,6 +41,10 @@ extern "C" fn on_trap(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     // The breakpoint has been executed. Where the kernel took that for a section that goes on, so does it.
     if *resume as usize == at + 1 {
         *resume = at as i64;
+    }
+    let next = NEXT.swap(0, Ordering::Relaxed);
+    if next != 0 {
+        return set(next);
     }
     RESUMES_AT.store(*resume as usize, Ordering::Relaxed);
     CAME.fetch_add(1, Ordering::Relaxed);
@@ -56,6 +68,16 @@ pub enum Interrupted {
 
 /// Runs `operation`, with `handler` in a signal handler before the instruction at `at` when it first comes there.
 pub fn interrupt<R>(at: usize, handler: &mut dyn FnMut(), operation: impl FnOnce() -> R) -> (R, Interrupted) {
+    interrupt_after(None, at, handler, operation)
+}
+
+/// The same for an operation that is interrupted at `first`, too, before that, for nothing but the abort.
+pub fn interrupt_after<R>(
+    first: Option<usize>,
+    at: usize,
+    handler: &mut dyn FnMut(),
+    operation: impl FnOnce() -> R,
+) -> (R, Interrupted) {
     assert!(!IN_USE.swap(true, Ordering::Acquire), "one at a time");
     static INSTALL: std::sync::Once = std::sync::Once::new();
     // SAFETY: the structure is initialised before use, and the handler is of the type that SA_SIGINFO asks for.
@@ -66,16 +88,16 @@ pub fn interrupt<R>(at: usize, handler: &mut dyn FnMut(), operation: impl FnOnce
         assert_eq!(libc::sigaction(libc::SIGTRAP, &action, core::ptr::null_mut()), 0);
     });
     make_writable(at, 1);
+    make_writable(first.unwrap_or(at), 1);
     // SAFETY: the handler is called before this function returns, or not at all: the lifetime is not exceeded.
     let handler: *mut (dyn FnMut() + 'static) = unsafe { core::mem::transmute(handler as *mut dyn FnMut()) };
     // SAFETY: `IN_USE` makes this the only use.
     unsafe { *HANDLER.0.get() = Some(handler) };
-    AT.store(at, Ordering::Relaxed);
-    REPLACED.store(code(at).load(Ordering::Relaxed), Ordering::Relaxed);
     CAME.store(0, Ordering::Relaxed);
-    code(at).store(INT3, Ordering::SeqCst);
+    NEXT.store(first.map_or(0, |_| at), Ordering::Relaxed);
+    set(first.unwrap_or(at));
     let result = operation();
-    code(at).store(REPLACED.load(Ordering::Relaxed), Ordering::SeqCst);
+    code(AT.load(Ordering::Relaxed)).store(REPLACED.load(Ordering::Relaxed), Ordering::SeqCst);
     // SAFETY: as above.
     unsafe { *HANDLER.0.get() = None };
     let resumed = RESUMES_AT.load(Ordering::Relaxed);
