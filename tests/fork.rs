@@ -172,3 +172,35 @@ fn parent_and_child_are_apart() {
         Child::new(NAME, "").kernel(kernel).run().succeeded();
     }
 }
+
+/// A process is made while another thread takes memory for the heap's own tables, most of the time in the middle of
+/// the system call for it.
+///
+/// Red if the lock of that memory is left out of `heap::fork_locks` (`src/heap.rs`): the child waits for it for ever.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn forks_while_tables_are_made() {
+    use pcpalloc::debug::trial::Stacks;
+    const NAME: &str = "forks_while_tables_are_made";
+    child::body(NAME, |_| {
+        let done = &AtomicBool::new(false);
+        drop(Block::new(1, 1, 0));
+        std::thread::scope(|scope| {
+            let taker = scope.spawn(move || {
+                (0..20_000)
+                    .take_while(|_| !done.load(Ordering::Relaxed))
+                    .for_each(|_| assert!(Stacks::apart().is_some()));
+            });
+            for round in 0..scaled(60) {
+                let status = in_a_fork(|| {
+                    assert!(Stacks::apart().is_some());
+                    exercise(round as u64);
+                });
+                assert_eq!(status, 0, "process {round}: how it ended, as waitpid says");
+            }
+            done.store(true, Ordering::Relaxed);
+            taker.join().unwrap();
+        });
+    });
+    Child::new(NAME, "").run().succeeded();
+}

@@ -3,7 +3,7 @@
 //!
 //! The heap is brought up but must not be used otherwise by the process: what lies on the stacks here are no blocks.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::region::{DEFERRED, FLOOR, RESERVE, Region};
 use super::rseq::{self, AboveFloor};
@@ -79,7 +79,7 @@ pub struct Stacks {
 }
 
 /// How a CPU's stacks are had for oneself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Stop {
     /// From anywhere, by the fence: what a drain does.
     Fence,
@@ -87,8 +87,9 @@ pub enum Stop {
     Here,
     /// From anywhere without a fence, which is wrong: a control.
     NoFence,
-    /// By a store that follows a look at where one runs, but not in a section, which is wrong: a control.
-    Looked,
+    /// By a store that follows a look at where one runs, but not in a section, which is wrong: a control. What may
+    /// happen between the two is this.
+    Looked(fn()),
     /// By the fence, going on when that has failed, which is wrong: a control.
     Ignored,
 }
@@ -143,10 +144,9 @@ impl Stacks {
                 rseq::stop_without_fence(cpu);
                 true
             }
-            Stop::Looked => {
+            Stop::Looked(between) => {
                 let here = rseq::cpu() == Some(cpu);
-                // Time for a switch between the look and the store, which a section would notice.
-                (0..WINDOW.load(Ordering::Relaxed)).for_each(|_| core::hint::spin_loop());
+                between();
                 if here {
                     rseq::stop_without_fence(cpu);
                 }
@@ -214,9 +214,6 @@ impl Stacks {
         unsafe { self.region.pop_above_floor(class) }.into()
     }
 }
-
-/// Turns of the loop in [`Stop::Looked`].
-static WINDOW: AtomicUsize = AtomicUsize::new(2000);
 
 /// The section: a word from the calling thread's CPU's stack; 0 is a miss.
 #[inline(never)]

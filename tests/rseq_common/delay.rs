@@ -11,7 +11,7 @@
 //! end:             ◄───────   end:   jmp end
 //! ```
 //!
-//! A `pause` changes no register and no flag. To be done while one thread runs.
+//! A `pause` changes no register and no flag, and takes 20 to 50 ns. To be done while one thread runs.
 
 use std::sync::atomic::Ordering;
 
@@ -61,8 +61,8 @@ impl Code {
     }
 }
 
-/// Has the section pause `pauses` times before each of its instructions.
-pub fn slow_down(section: &Section, pauses: usize, fault: Fault) {
+/// Has the section pause before its instructions, `pauses` times before the first and so on.
+pub fn slow_down(section: &Section, pauses: impl Fn(usize) -> usize, fault: Fault) {
     let mut code = Code::near(section.armed);
     let original = |at: usize, len: usize| {
         // SAFETY: instructions of this program.
@@ -72,9 +72,9 @@ pub fn slow_down(section: &Section, pauses: usize, fault: Fault) {
     let mut places = Vec::new();
     // Jumps to places that follow are filled in afterwards.
     let mut pending = Vec::new();
-    for instruction in &section.instructions {
+    for (number, instruction) in section.instructions.iter().enumerate() {
         places.push((instruction.at, code.here()));
-        (0..pauses).for_each(|_| code.bytes.extend_from_slice(&PAUSE));
+        (0..pauses(number)).for_each(|_| code.bytes.extend_from_slice(&PAUSE));
         match instruction.jump {
             None => code.bytes.extend_from_slice(original(instruction.at, instruction.len)),
             Some((condition, target)) => {
@@ -100,7 +100,9 @@ pub fn slow_down(section: &Section, pauses: usize, fault: Fault) {
     let is_target = |i: &super::Instruction| i.jump.is_some_and(|(_, target)| covered.contains(&target));
     assert!(section.instructions.len() > 2 && covered.end < section.end && !section.instructions.iter().any(is_target));
     make_writable(section.armed, jump.bytes.len());
-    let start = places[fault.late].1;
+    // What it did not cover before it does not cover now.
+    let uncovered = section.instructions.iter().position(|i| i.at == section.start).expect("a section starts in it");
+    let start = places[uncovered + fault.late].1;
     let descriptor = section.descriptor();
     descriptor.start.store(start as u64, Ordering::Relaxed);
     descriptor.len.store((end - start + if fault.long { 5 } else { 0 }) as u64, Ordering::Relaxed);

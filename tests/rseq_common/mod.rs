@@ -4,6 +4,7 @@
 
 pub mod decode;
 pub mod delay;
+pub mod storm;
 pub mod trap;
 
 use std::sync::atomic::{AtomicU64, Ordering};
