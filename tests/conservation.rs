@@ -222,12 +222,15 @@ fn broken(name: &str) -> (Broken, Kernel) {
 }
 
 /// In every other turn sections take their time everywhere, in the others for long in one place that follows from
-/// the turn.
+/// the turn. The shortest, which stop a CPU, are rare, so they take longer.
 fn slow_everything_down(fault: Fault, turn: u64) {
     let mut random = Random::new(turn);
     for section in sections() {
         let place = random.below(section.instructions.len());
         match turn % 2 {
+            _ if section.instructions.len() < 6 => {
+                slow_down(&section, |number| if number == place { 2000 } else { 1 }, fault)
+            }
             0 => slow_down(&section, |_| 15, fault),
             _ => slow_down(&section, |number| if number == place { 100 } else { 1 }, fault),
         }
