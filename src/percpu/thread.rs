@@ -123,6 +123,8 @@ fn attach() -> Option<&'static Region> {
     };
     if !EXIT.arm(region as *const Region as *mut c_void) {
         put_aside(region);
+        // For want of memory: the next operation asks again. Unless the end of no thread can be noticed.
+        WITHOUT.set(!EXIT.is_possible());
         return None;
     }
     REGION.set(region);

@@ -396,6 +396,12 @@ impl ThreadExit {
         created
     }
 
+    /// Whether there is a key, so that [`ThreadExit::arm`] fails for want of memory only.
+    pub(crate) fn is_possible(&self) -> bool {
+        // Relaxed: the value is the whole of what is asked.
+        self.key.load(Ordering::Relaxed) != Self::NONE
+    }
+
     /// Has the destructor called with `value`, not null, when this thread ends.
     pub(crate) fn arm(&self, value: *mut c_void) -> bool {
         match self.key.load(Ordering::Acquire) {

@@ -221,6 +221,8 @@ impl Buddy {
                 self.unlink(page, order as u32);
                 self.free -= 1 << order;
                 self.free_warm -= warm;
+                // What has gone cold was not free all the while.
+                self.least_warm = self.least_warm.min(self.free_warm);
                 return Some((block, warm));
             }
         }
