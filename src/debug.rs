@@ -10,7 +10,14 @@ use core::sync::atomic::Ordering;
 use crate::size_class::{CLASS, CLASSES, PAGE};
 use crate::slab::{central, class_of_tag, is_out};
 use crate::zone::{TAG_RUN, mapping, nodes};
-use crate::{heap, percpu, sys};
+use crate::{Config, heap, percpu, sys};
+
+/// What `PCPALLOC_CONF` makes of the default settings, and how many of its settings are left out.
+pub fn configured_by(conf: &core::ffi::CStr) -> (Config, usize) {
+    let (mut config, mut problems) = (Config::new(), 0);
+    config.override_by(conf, |_| problems += 1);
+    (config, problems)
+}
 
 /// How thoroughly to check, and what that costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -170,10 +170,10 @@ fn each_call_fails_once_and_from_there_on() {
         let (kernel, call) = argument.split_once('/').expect("two parts");
         let (mode, call) = (mode_of(kernel), Call::ALL[call.parse::<usize>().expect("a number")]);
         let calls = calls_of(call);
-        // All of the first, which are the ones of a heap that comes up; of many alike some.
-        let step = (calls / scaled(6)).max(1);
+        // Each, but of many alike some.
+        let step = if calls > 8 { (calls / scaled(4)).max(1) } else { 1 };
         let mut trials = 0;
-        for nth in (0..calls).filter(|nth| *nth < 8 || nth.is_multiple_of(step)) {
+        for nth in (0..calls).step_by(step) {
             for failing in [1, usize::MAX] {
                 // A grace period without its barrier waits until the system gives one.
                 if call == Call::ProcessFence && failing > 1 {
@@ -210,7 +210,7 @@ fn each_call_fails_once_and_from_there_on() {
             }
         }
     }));
-    assert!(total.load(Ordering::Relaxed) > 100, "{total:?} trials");
+    assert!(total.load(Ordering::Relaxed) > 60, "{total:?} trials");
 }
 
 /// Red as above.
