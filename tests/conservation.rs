@@ -20,6 +20,7 @@ use common::kernel::Kernel;
 use common::model::{Holder, Oracle};
 use common::{HEAP, KIB, Random, cpus, move_thread, on_threads, scaled, thread_number};
 use pcpalloc::debug::trial::{self, Found, Stack, Stacks, Stop};
+use pcpalloc::debug::{Level, check};
 use pcpalloc::{Drain, rcu};
 use rseq_common::delay::{Fault, slow_down};
 use rseq_common::sections;
@@ -481,6 +482,7 @@ fn blocks(fault: Fault, turn: u64, steps: usize, deferring: bool) {
     drop(last);
     assert!(oracle.is_empty());
     let after = in_use();
+    check(Level::Blocks).expect("everything adds up");
     say("steps", steps);
     say("drains", drains.load(Ordering::Relaxed));
     assert!(after.abs_diff(before) < 64 * KIB, "{before} bytes were in use, and {after} are now:\n{}", HEAP.stats());

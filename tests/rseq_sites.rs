@@ -18,6 +18,7 @@ use common::block::layout;
 use common::child::{self, Child, say};
 use common::kernel::Kernel;
 use common::{Block, HEAP, KIB, cpus, move_thread, thread_number};
+use pcpalloc::debug::{Level, check};
 use pcpalloc::rcu::{self, RcuHead};
 use pcpalloc::{Config, Drain, Mode, PcpAlloc};
 use rseq_common::trap::{Interrupted, interrupt, interrupt_after};
@@ -231,6 +232,7 @@ fn every_site(scenarios: &[Scenario], tally: &mut Tally) {
                         Interrupted::At(address) => assert_eq!(address, section.abort),
                     }
                     arrivals += 1;
+                    check(Level::Lists).expect("everything adds up");
                     let after = in_use();
                     assert_eq!(after, before, "{name}, {}: nothing is lost, nothing is twice", scenario.0);
                 }
@@ -242,6 +244,7 @@ fn every_site(scenarios: &[Scenario], tally: &mut Tally) {
         if reached < all {
             tally.partly.push(format!("{name}: {reached} of {all}"));
         }
+        check(Level::Blocks).expect("everything adds up");
         tally.boundaries += reached;
         println!("{name}: {reached} boundaries, by {:?}", scenarios.iter().map(|s| s.0).collect::<Vec<_>>());
     }
