@@ -21,8 +21,11 @@ use common::{Block, HEAP, KIB, MIB};
 use pcpalloc::Drain;
 use pcpalloc::debug::{Level, check};
 
+/// What is to be made of an input.
+pub type Target = fn(&[u8]);
+
 /// The targets by name.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
+pub const TARGETS: [(&str, Target); 4] =
     [("allocator", allocator), ("resize", resize), ("rcu", rcu), ("config", config)];
 
 /// Numbers from an input, as long as there is any.

@@ -74,6 +74,7 @@ impl Section {
         let mut instructions = Vec::new();
         let mut at = arm.end();
         while at < start + len {
+            // SAFETY: as above.
             let instruction = unsafe { decode(at) };
             at = instruction.end();
             instructions.push(instruction);
