@@ -27,7 +27,7 @@ fn word(state: &mut u64) -> u64 {
 /// The input of this number: up to 1 KiB, half of them short.
 fn input(seed: u64, number: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ number;
-    let most = if number % 2 == 0 { 64 } else { 1024 };
+    let most = if number.is_multiple_of(2) { 64 } else { 1024 };
     let len = word(&mut state) % most + 1;
     (0..len).map(|_| word(&mut state) as u8).collect()
 }

@@ -28,6 +28,7 @@ pub enum Call {
     ProcessFence = 512,
 }
 
+#[cfg(feature = "debug")]
 impl Call {
     /// All of them.
     pub const ALL: [Call; 10] = [
