@@ -57,6 +57,9 @@ compile_error!("pcpalloc needs 64-bit pointers");
 mod alloc;
 #[cfg(not(loom))]
 mod control;
+#[cfg(all(feature = "debug", not(loom)))]
+#[doc(hidden)]
+pub mod debug;
 #[cfg(loom)]
 #[path = "rcu/epoch.rs"]
 mod epoch;

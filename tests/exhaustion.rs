@@ -13,6 +13,7 @@ use common::child::{self, Child, say};
 use common::kernel::Kernel;
 use common::{Block, HEAP, KIB, MIB, Random, on_threads, scaled};
 use pcpalloc::PcpAlloc;
+use pcpalloc::debug::{Level, check};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -160,6 +161,7 @@ fn exhaust(kind: &str) {
     let trimmed = HEAP.trim();
     let last = HEAP.stats();
     assert!(last.free_resident < 2 * MIB, "{trimmed:?}\n{last}");
+    check(Level::Blocks).expect("everything adds up");
     let words: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
     assert_eq!(words.concat().len(), 10 + 90 * 2 + 900 * 3 + 9000 * 4);
 }

@@ -5,42 +5,17 @@
 mod common;
 
 use std::ffi::c_void;
-use std::panic::catch_unwind;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::child::{self, Child};
+use common::child::{self, Child, in_a_fork};
 use common::kernel::Kernel;
 use common::{Block, HEAP, KIB, MIB, Random, on_threads, scaled};
 use pcpalloc::{Drain, PcpAlloc};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
-
-/// Seconds after which a forked process is taken to hang; the kernel then ends it by SIGALRM.
-const WATCHDOG: u32 = 60;
-
-/// Runs `f` in a process made by `fork`, and returns how that ended: 0 if `f` returned.
-fn in_a_fork(f: impl FnOnce() + std::panic::UnwindSafe) -> libc::c_int {
-    // SAFETY: the new process runs `f`, which uses the heap and threads of its own, both of which are what is to be
-    // shown to work there, and leaves by `_exit` without touching anything of the threads it lacks; `status` is valid
-    // for the write.
-    unsafe {
-        match libc::fork() {
-            -1 => panic!("fork: {}", std::io::Error::last_os_error()),
-            0 => {
-                libc::alarm(WATCHDOG);
-                libc::_exit(if catch_unwind(f).is_ok() { 0 } else { 1 })
-            }
-            process => {
-                let mut status = -1;
-                while libc::waitpid(process, &mut status, 0) != process {}
-                status
-            }
-        }
-    }
-}
 
 /// Calls `f` on a thread that the standard library knows nothing of: its own may take locks when they start, which
 /// nobody gives back if they were held elsewhere when the process was made.
@@ -171,4 +146,36 @@ fn parent_and_child_are_apart() {
     for kernel in Kernel::MODES {
         Child::new(NAME, "").kernel(kernel).run().succeeded();
     }
+}
+
+/// A process is made while another thread takes memory for the heap's own tables, most of the time in the middle of
+/// the system call for it.
+///
+/// Red if the lock of that memory is left out of `heap::fork_locks` (`src/heap.rs`): the child waits for it for ever.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn forks_while_tables_are_made() {
+    use pcpalloc::debug::trial::Stacks;
+    const NAME: &str = "forks_while_tables_are_made";
+    child::body(NAME, |_| {
+        let done = &AtomicBool::new(false);
+        drop(Block::new(1, 1, 0));
+        std::thread::scope(|scope| {
+            let taker = scope.spawn(move || {
+                (0..20_000)
+                    .take_while(|_| !done.load(Ordering::Relaxed))
+                    .for_each(|_| assert!(Stacks::apart().is_some()));
+            });
+            for round in 0..scaled(20) {
+                let status = in_a_fork(|| {
+                    assert!(Stacks::apart().is_some());
+                    exercise(round as u64);
+                });
+                assert_eq!(status, 0, "process {round}: how it ended, as waitpid says");
+            }
+            done.store(true, Ordering::Relaxed);
+            taker.join().unwrap();
+        });
+    });
+    Child::new(NAME, "").run().succeeded();
 }

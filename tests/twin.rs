@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use common::block::layout;
 use common::model::{Holder, Oracle};
 use common::{Block, HEAP, KIB, MIB, on_threads, scaled, workload};
+use pcpalloc::debug::{Level, check};
 use pcpalloc::{Drain, Mode};
 
 /// One test at a time, so that each can account for all there is.
@@ -22,6 +23,7 @@ fn accounted(f: impl FnOnce() + Send) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let before = HEAP.stats();
     on_threads([f]);
+    check(Level::Blocks).expect("everything adds up");
     let after = HEAP.stats();
     assert_eq!(after.in_use, before.in_use, "{before}\n{after}");
     assert_eq!((after.mappings, after.mode), (before.mappings, Mode::PerThread));

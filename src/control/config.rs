@@ -127,7 +127,7 @@ impl Config {
     /// Puts the settings in force. Called once, when the heap comes up.
     pub(crate) fn apply(mut self) {
         if let Some(conf) = sys::environment(c"PCPALLOC_CONF") {
-            self.override_by(conf);
+            self.override_by(conf, |problem| sys::report(problem.as_bytes()));
         }
         MARKS.limit.store(self.limit.unwrap_or(usize::MAX), Ordering::Relaxed);
         store_watermarks(self.watermarks);
@@ -135,8 +135,8 @@ impl Config {
         super::worker::init(self.worker);
     }
 
-    /// Takes over what `conf` sets; reports what it cannot.
-    fn override_by(&mut self, conf: &CStr) {
+    /// Takes over what `conf` sets; has what it cannot reported, in a line each.
+    pub(crate) fn override_by(&mut self, conf: &CStr, mut report: impl FnMut(&Message)) {
         for setting in conf.to_bytes().split(|&b| b == b',').filter(|s| !s.is_empty()) {
             let before = *self;
             let mut halves = setting.splitn(2, |&b| b == b':');
@@ -147,7 +147,7 @@ impl Config {
                 let mut line = Message::new();
                 let shown = core::str::from_utf8(setting).unwrap_or("?");
                 line.text("pcpalloc: PCPALLOC_CONF: \"").text(shown).text("\" is left out: ").text(problem).text("\n");
-                sys::report(line.as_bytes());
+                report(&line);
             }
         }
     }
@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn the_environment_overrides_setting_by_setting() {
         let mut config = Config::new().limit(1 << 20);
-        config.override_by(c"limit:2g,high:64m,thp:never,worker:off,low:8m");
+        config.override_by(c"limit:2g,high:64m,thp:never,worker:off,low:8m", |_| unreachable!());
         assert_eq!(config.limit, Some(2 << 30));
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 8 << 20, high: 64 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Never, false));
@@ -285,7 +285,9 @@ mod tests {
     #[test]
     fn what_cannot_be_is_left_out_and_the_rest_is_taken() {
         let mut config = Config::new();
-        config.override_by(c"limit:lots,speed:high,high:1m,min:2m,,thp,worker:off");
+        let mut problems = 0;
+        config.override_by(c"limit:lots,speed:high,high:1m,min:2m,,thp,worker:off", |_| problems += 1);
+        assert_eq!(problems, 4);
         assert_eq!(config.limit, None);
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 0, high: 1 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Auto, false));

@@ -151,15 +151,16 @@ impl Region {
 
 /// Takes (or gives back) every lock of this layer, so that a child finds none held by a thread it lacks.
 ///
-/// A drain holds a book while its CPU is stopped, so having all books means that all CPUs run.
+/// A drain holds a book while its CPU is stopped, so having all books means that all CPUs run. The two locks under
+/// which regions are made come first and go last, so that the books given back are the books that were taken.
 pub(crate) fn fork_lock(acquire: bool) {
     if acquire {
         slow::creation_lock().acquire();
-        regions().for_each(|region| region.book.acquire());
         thread::fork_lock(true);
+        regions().for_each(|region| region.book.acquire());
     } else {
-        thread::fork_lock(false);
         regions().for_each(|region| region.book.release());
+        thread::fork_lock(false);
         slow::creation_lock().release();
     }
 }

@@ -24,6 +24,8 @@ mod reserve;
 mod slow;
 mod stopped;
 mod thread;
+#[cfg(all(feature = "debug", target_arch = "x86_64", not(any(pcpalloc_twin, miri))))]
+pub mod trial;
 
 #[cfg(all(target_arch = "x86_64", not(any(pcpalloc_twin, miri))))]
 #[path = "x86_64.rs"]

@@ -314,6 +314,59 @@ impl Region {
     }
 }
 
+#[cfg(feature = "debug")]
+impl Region {
+    /// Whether headers and book agree; calls `each` with the class and address of every block on a stack or in a
+    /// reserve. Nobody operates on the stacks meanwhile.
+    pub(crate) fn check(&self, mut each: impl FnMut(usize, usize)) -> Result<(), &'static str> {
+        let book = self.book.lock();
+        let mut charged = 0;
+        for (class, fixed) in CLASS.iter().enumerate() {
+            let stack = &book.stacks[class];
+            let room = if stack.large { fixed.capacity_max } else { fixed.capacity } as usize;
+            charged += stack.capacity as usize * crate::size_class::block_size(class);
+            let header = &self.headers[class];
+            let limit = header.limit.load(Ordering::Relaxed);
+            if stack.capacity as usize > room || limit != stack.base.wrapping_add(stack.capacity as usize) {
+                return Err("a stack's limit is its capacity, which its array has room for");
+            }
+            Self::check_array(stack.base, header.top.load(Ordering::Relaxed), room, |block| each(class, block))?;
+            let reserve = &book.reserves[class];
+            let header = &self.headers[RESERVE + class];
+            if !reserve.base.is_null() {
+                if reserve.charge > reserve.room {
+                    return Err("a reserve has room for what is charged");
+                }
+                let top = header.top.load(Ordering::Relaxed);
+                Self::check_array(reserve.base, top, reserve.charge, |block| each(class, block))?;
+            }
+        }
+        if charged != book.charged || charged > book.budget {
+            return Err("a region's stacks have the capacity that is charged, within its budget");
+        }
+        Ok(())
+    }
+
+    fn check_array(
+        base: *mut usize,
+        top: *mut usize,
+        room: usize,
+        mut each: impl FnMut(usize),
+    ) -> Result<(), &'static str> {
+        let len = (top as usize).wrapping_sub(base as usize) / WORD;
+        if len > room || !(top as usize - base as usize).is_multiple_of(WORD) {
+            return Err("a stack's top is in its array");
+        }
+        // SAFETY: the array is the region's, or a reserve's, and holds so many entries behind its sentinel.
+        let words = unsafe { core::slice::from_raw_parts(base.sub(1), len + 1) };
+        match words.split_first() {
+            Some((0, entries)) if !entries.contains(&0) => entries.iter().for_each(|&entry| each(entry)),
+            _ => return Err("a stack has a 0 in front of its entries and none among them"),
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

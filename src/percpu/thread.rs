@@ -42,7 +42,7 @@ pub(super) fn init() {
     EXIT.create(thread_exit);
 }
 
-/// The lock of the list of spare regions, for `fork`.
+/// The lock of the list of spare regions, for `fork`. While it is held no region joins the list of all.
 pub(super) fn fork_lock(acquire: bool) {
     if acquire { SPARE.acquire() } else { SPARE.release() }
 }
@@ -55,6 +55,7 @@ pub(super) fn regions() -> impl Iterator<Item = &'static Region> {
     core::iter::successors(first, |region| unsafe { region.sibling.load(Ordering::Relaxed).as_ref() })
 }
 
+/// Called with the lock of `SPARE` held.
 fn enlist(region: &'static Region) {
     let pointer = region as *const Region as *mut Region;
     let mut first = ALL.load(Ordering::Relaxed);
@@ -107,7 +108,13 @@ fn attach() -> Option<&'static Region> {
         first
     };
     let region = if spare.is_null() {
-        let region = Region::new(THREAD_BUDGET)?;
+        let Some(region) = Region::new(THREAD_BUDGET) else {
+            // Without stacks for now; the next operation asks again.
+            WITHOUT.set(false);
+            return None;
+        };
+        // Under the lock that `fork` takes before it walks the list.
+        let _list = SPARE.lock();
         enlist(region);
         region
     } else {
@@ -116,6 +123,8 @@ fn attach() -> Option<&'static Region> {
     };
     if !EXIT.arm(region as *const Region as *mut c_void) {
         put_aside(region);
+        // For want of memory: the next operation asks again. Unless the end of no thread can be noticed.
+        WITHOUT.set(!EXIT.is_possible());
         return None;
     }
     REGION.set(region);
@@ -157,4 +166,46 @@ pub(super) fn drain() -> usize {
             (0..CLASSES).map(|class| unsafe { region.take_all(class, &taken) } * block_size(class)).sum()
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    /// Threads that get their first region while a fork is under way: none joins the list between the two walks.
+    ///
+    /// Red if regions are enlisted without the lock of `SPARE`, or if `fork_lock` in `drain.rs` takes that last.
+    #[test]
+    fn a_fork_gives_back_the_books_that_it_took() {
+        crate::heap::ensure_up(&crate::Config::new());
+        const THREADS: usize = 6;
+        for _ in 0..60 {
+            let (barrier, attached) = (Barrier::new(THREADS + 1), Barrier::new(THREADS));
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        assert!(with_region(|region| region.is_some()));
+                        // None ends, and leaves a spare region, before all have one.
+                        attached.wait();
+                    });
+                }
+                barrier.wait();
+                for _ in 0..40 {
+                    crate::percpu::fork_lock(true);
+                    let before = regions().count();
+                    for _ in 0..200 {
+                        core::hint::spin_loop();
+                    }
+                    let taken = regions().all(|region| region.book.try_lock().is_none());
+                    let after = regions().count();
+                    crate::percpu::fork_lock(false);
+                    assert!(taken && before == after, "{before} regions became {after}; all taken: {taken}");
+                }
+            });
+            // The spare regions go, so that the next threads make new ones.
+            SPARE.lock().0 = null_mut();
+        }
+    }
 }

@@ -535,6 +535,19 @@ fn start_in(table: &Table, cpu: usize, region: &Region) {
     table.0[UNREGISTERED + cpu].store(distance, Ordering::Release);
 }
 
+/// Stops `cpu` without seeing to those who are inside a section there: for a test of what the fence is for.
+#[cfg(feature = "debug")]
+pub(super) fn stop_without_fence(cpu: usize) {
+    TABLE.0[UNREGISTERED + cpu].store(0, Ordering::Relaxed);
+}
+
+/// Whether the CPU's stacks can be found, and its reserves.
+#[cfg(feature = "debug")]
+pub(super) fn is_running(cpu: usize) -> (bool, bool) {
+    let running = |table: &Table| table.0[UNREGISTERED + cpu].load(Ordering::Relaxed) != 0;
+    (running(&TABLE), running(&RESERVES))
+}
+
 /// The CPU this thread runs on, as a hint; `None` if the thread has no rseq.
 pub(super) fn cpu() -> Option<usize> {
     let id: i32;

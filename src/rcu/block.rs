@@ -161,7 +161,10 @@ fn give(class: usize, blocks: &[usize]) {
     let node = percpu::node_here();
     let mut chunks = blocks.chunks(BATCH_MAX);
     for chunk in chunks.by_ref() {
-        let Some(mut batch) = transfer::BatchBox::new() else { return slab::free_bulk(class, chunk) };
+        let Some(mut batch) = transfer::BatchBox::new() else {
+            slab::free_bulk(class, chunk);
+            break;
+        };
         batch.room()[..chunk.len()].copy_from_slice(chunk);
         batch.set_len(chunk.len());
         if let Err(mut batch) = transfer::push(node, class, batch) {

@@ -32,6 +32,8 @@ pub(super) struct GracePeriods {
 /// The grace period under way.
 struct Gate {
     began: Option<Instant>,
+    /// Whether there has been a barrier since it began. The kernel may refuse one for want of memory.
+    fenced: bool,
     reported: bool,
 }
 
@@ -76,7 +78,7 @@ impl GracePeriods {
     pub(super) const fn new() -> GracePeriods {
         GracePeriods {
             numbers: Periods::new(),
-            gate: Lock::new(Gate { began: None, reported: false }),
+            gate: Lock::new(Gate { began: None, fenced: false, reported: false }),
             slots: Slots::new(),
             stats: GraceStats {
                 expedited: AtomicU64::new(0),
@@ -112,11 +114,19 @@ impl GracePeriods {
         let (number, began) = match gate.began {
             Some(began) => (self.numbers.current(), began),
             None => {
-                let number = self.numbers.begin(barrier_on_all);
+                let number = self.numbers.begin(|| gate.fenced = barrier_on_all());
                 gate.reported = false;
                 (number, *gate.began.insert(Instant::now()))
             }
         };
+        // Without its barrier a grace period proves nothing about readers: it lasts until there has been one. That it
+        // comes late makes no difference to those who have seen its number, which are past it.
+        if !gate.fenced {
+            gate.fenced = barrier_on_all();
+            if !gate.fenced {
+                return;
+            }
+        }
         match self.slots.iter().find(|slot| !slot.state.is_past(number)) {
             None => {
                 gate.began = None;

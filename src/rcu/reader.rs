@@ -34,14 +34,13 @@ pub(super) fn init() {
     FENCELESS.store(sys::register_process_fence(), Ordering::Relaxed);
 }
 
-/// The waiter's side of the readers' missing fence.
-pub(super) fn barrier_on_all() {
+/// The waiter's side of the readers' missing fence; false if the kernel refused it.
+pub(super) fn barrier_on_all() -> bool {
     // Sequentially consistent: orders the caller's own stores and loads around the barrier.
     fence(Ordering::SeqCst);
-    if FENCELESS.load(Ordering::Relaxed) {
-        sys::fence_process();
-    }
+    let done = !FENCELESS.load(Ordering::Relaxed) || sys::fence_process();
     fence(Ordering::SeqCst);
+    done
 }
 
 /// The readers' side.

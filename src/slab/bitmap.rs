@@ -128,6 +128,35 @@ impl Slab {
     }
 }
 
+#[cfg(feature = "debug")]
+impl Slab {
+    /// Whether the header agrees with the bitmap.
+    pub(crate) fn check(&mut self, class: &Class) -> Result<(), &'static str> {
+        let mut bits = 0;
+        for index in 0..(class.blocks as usize).div_ceil(64) {
+            let word = *self.word(index);
+            if index < self.hint as usize && word != 0 {
+                return Err("no free block lies before a slab's hint");
+            }
+            let carved = (self.carved as usize).saturating_sub(64 * index).min(64);
+            if carved < 64 && word >> carved != 0 {
+                return Err("a block never handed out has no bit");
+            }
+            bits += word.count_ones() as usize;
+        }
+        let free = bits + (class.blocks - self.carved) as usize;
+        if free == self.free as usize { Ok(()) } else { Err("a slab has as many free blocks as counted") }
+    }
+
+    /// Whether the block at `offset` bytes from the start of the run has been handed out.
+    pub(crate) fn is_out(&mut self, class: &Class, offset: usize) -> bool {
+        let block = class.block_at(offset);
+        block * class.size as usize == offset
+            && block < self.carved as usize
+            && *self.word(block / 64) & (1 << (block % 64)) == 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -315,3 +315,59 @@ pub(crate) fn tag_at(block: NonNull<u8>) -> Option<(&'static Zone, u32, u8)> {
     let page = Zone::page_of(address);
     Some((zone, page, zone.tag(page)))
 }
+
+#[cfg(feature = "debug")]
+impl Central {
+    /// Whether the list of slabs is whole, and they agree with what is counted.
+    pub(crate) fn check(&self, class: usize) -> Result<(), &'static str> {
+        let fixed = &CLASS[class];
+        let slabs = self.slabs.lock();
+        let (mut slab, mut previous) = (slabs.partial, null_mut::<Slab>());
+        let (mut free, mut untouched, mut listed) = (0, 0, 0);
+        // SAFETY: slabs on the list belong to this central, whose lock is held.
+        while let Some(this) = unsafe { slab.as_mut() } {
+            if this.prev != previous {
+                return Err("a list of slabs leads back where it came from");
+            }
+            this.check(fixed)?;
+            let (zone, page) = run_of(slab);
+            if zone.tag(page) != tag_of(class) {
+                return Err("a slab's pages carry its class");
+            }
+            if this.free_blocks() == 0 || this.free_blocks() == fixed.blocks as usize && fixed.blocks > 1 {
+                return Err("a listed slab is neither full nor empty");
+            }
+            free += this.free_blocks();
+            untouched += this.untouched(fixed);
+            listed += 1;
+            (previous, slab) = (slab, this.next);
+        }
+        let counts = &slabs.counts;
+        if (free, untouched) != (counts.free, counts.untouched) || listed > counts.slabs {
+            return Err("slabs hold as many free blocks as counted");
+        }
+        if counts.slabs * fixed.blocks as usize != counts.out + counts.free {
+            return Err("every block of a slab is free or handed out");
+        }
+        Ok(())
+    }
+}
+
+/// Whether a block of a class has been handed out, by what its page and its slab say.
+#[cfg(feature = "debug")]
+pub(crate) fn is_out(class: usize, address: usize) -> bool {
+    let fixed = &CLASS[class];
+    let Some(zone) = Zone::lookup(address) else { return false };
+    let page = Zone::page_of(address);
+    if zone.tag(page) != tag_of(class) {
+        return false;
+    }
+    if fixed.is_run() {
+        return address.is_multiple_of(crate::size_class::PAGE);
+    }
+    let first = page & !((1u32 << fixed.order) - 1);
+    let _slabs = central(zone.node(), class).slabs.lock();
+    // SAFETY: as in `free_bulk`.
+    let slab = unsafe { &mut *zone.descriptors(first).cast::<Slab>() };
+    slab.is_out(fixed, address - sys::addr(zone.address_of(first)))
+}

@@ -10,4 +10,6 @@ mod central;
 pub(crate) mod transfer;
 
 use bitmap::Slab;
+#[cfg(feature = "debug")]
+pub(crate) use central::is_out;
 pub(crate) use central::{NOT_IN_USE, account_run, alloc_bulk, central, class_of_tag, free_bulk, tag_at, tag_of};

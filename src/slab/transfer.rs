@@ -4,7 +4,7 @@
 //! whole batch, without touching a slab or a lock. Batches are named by number and never unmapped, as a
 //! [`Stack`] needs it.
 
-use core::ptr::null_mut;
+use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::size_class::{BATCH_MAX, CLASS, CLASSES, block_size};
@@ -56,22 +56,29 @@ impl Pool {
 
     /// The number of a batch that nobody uses.
     fn get(&self) -> Option<u32> {
+        self.get_with(|| META.alloc(size_of::<Batch>() << CHUNK_BITS, 64))
+    }
+
+    /// The same with memory for a chunk from `memory`.
+    fn get_with(&self, memory: impl Fn() -> Option<NonNull<u8>>) -> Option<u32> {
         if let Some(number) = self.spare.pop(self) {
             return Some(number);
         }
-        // Relaxed: the value is the whole of what is taken.
-        let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let chunk = self.chunks.get((number >> CHUNK_BITS) as usize)?;
-        if chunk.load(Ordering::Acquire).is_null() {
-            let made = META.alloc(size_of::<Batch>() << CHUNK_BITS, 64);
-            let made = made.map_or(null_mut(), |m| m.as_ptr().cast());
-            // Release, paired with the acquire in `at`. If another thread was first, ours is wasted.
-            let first = chunk.compare_exchange(null_mut(), made, Ordering::Release, Ordering::Relaxed);
-            if first.is_ok() && made.is_null() {
-                return None;
+        // Relaxed: the value is the whole of what is taken. It is taken after there is memory for it, so that failures,
+        // however many, use up no numbers.
+        let mut number = self.made.load(Ordering::Relaxed);
+        loop {
+            let chunk = self.chunks.get((number >> CHUNK_BITS) as usize)?;
+            if chunk.load(Ordering::Acquire).is_null() {
+                let made = memory()?.cast().as_ptr();
+                // Release, paired with the acquire in `at`. If another thread was first, ours is wasted.
+                let _ = chunk.compare_exchange(null_mut(), made, Ordering::Release, Ordering::Relaxed);
+            }
+            match self.made.compare_exchange_weak(number, number + 1, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(number),
+                Err(now) => number = now,
             }
         }
-        Some(number)
     }
 }
 
@@ -211,4 +218,24 @@ pub(crate) fn drain() -> usize {
         }
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red if a number is taken before there is memory for it: in `get_with`, advance `made` first.
+    #[test]
+    fn refusals_use_up_no_numbers() {
+        let pool = Pool {
+            chunks: [const { AtomicPtr::new(null_mut()) }; CHUNKS],
+            made: AtomicU32::new(1),
+            spare: Stack::new(),
+        };
+        for _ in 0..=CHUNKS << CHUNK_BITS {
+            assert_eq!(pool.get_with(|| None), None);
+        }
+        let memory = || META.alloc(size_of::<Batch>() << CHUNK_BITS, 64);
+        assert_eq!((pool.get_with(memory), pool.get_with(memory)), (Some(1), Some(2)));
+    }
 }

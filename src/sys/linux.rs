@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 
+use super::failures::{Call, refuses};
 use super::{RSEQ_SIGNATURE, addr, round_up};
 
 /// Runs `f` and puts `errno` back as it was: a program may look at `errno` after it has dropped a value.
@@ -37,6 +38,9 @@ pub(crate) fn page_size() -> usize {
 }
 
 fn map_at(hint: usize, len: usize, prot: ProtFlags, extra: MapFlags) -> Option<NonNull<u8>> {
+    if refuses(Call::Map) {
+        return None;
+    }
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE | extra;
     let len = NonZeroUsize::new(len)?;
     // SAFETY: a new anonymous mapping; `extra` never holds MAP_FIXED, so no existing mapping is replaced.
@@ -91,7 +95,10 @@ pub(crate) fn reserve(len: usize, align: usize) -> Option<NonNull<u8>> {
 /// The range lies in one reservation made by [`reserve`].
 pub(crate) unsafe fn commit(start: NonNull<u8>, len: usize) -> bool {
     // SAFETY: the caller owns the range; giving it more rights invalidates no reference.
-    keep_errno(|| unsafe { mman::mprotect(start.cast(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).is_ok() })
+    !refuses(Call::Commit)
+        && keep_errno(|| unsafe {
+            mman::mprotect(start.cast(), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).is_ok()
+        })
 }
 
 /// New memory that reads as zero.
@@ -104,6 +111,9 @@ pub(crate) fn map(len: usize) -> Option<NonNull<u8>> {
 /// # Safety
 /// The range came from this module and nothing points into it any more.
 pub(crate) unsafe fn unmap(start: NonNull<u8>, len: usize) {
+    if refuses(Call::Unmap) {
+        return;
+    }
     // SAFETY: the caller's obligation. A failure (the limit on the number of mappings) leaves the range
     // mapped and unused, which is harmless.
     let _ = keep_errno(|| unsafe { mman::munmap(start.cast(), len) });
@@ -114,6 +124,9 @@ pub(crate) unsafe fn unmap(start: NonNull<u8>, len: usize) {
 /// # Safety
 /// The range is a whole mapping made by [`map`]; after success the old address is not used again.
 pub(crate) unsafe fn remap(start: NonNull<u8>, old: usize, new: usize) -> Option<NonNull<u8>> {
+    if refuses(Call::Remap) {
+        return None;
+    }
     let flags = mman::MRemapFlags::MREMAP_MAYMOVE;
     // SAFETY: the caller's obligation; MREMAP_FIXED is not used, so no other mapping is replaced.
     keep_errno(|| unsafe { mman::mremap(start.cast(), old, new, flags, None) }).ok().map(NonNull::cast)
@@ -130,7 +143,7 @@ fn advise(start: NonNull<u8>, len: usize, advice: MmapAdvise) -> bool {
 /// # Safety
 /// The range is committed and belongs to the caller.
 pub(crate) unsafe fn populate(start: NonNull<u8>, len: usize) -> bool {
-    advise(start, len, MmapAdvise::MADV_POPULATE_WRITE)
+    !refuses(Call::Populate) && advise(start, len, MmapAdvise::MADV_POPULATE_WRITE)
 }
 
 /// Takes the memory behind the range away; it reads as zero afterwards.
@@ -138,7 +151,7 @@ pub(crate) unsafe fn populate(start: NonNull<u8>, len: usize) -> bool {
 /// # Safety
 /// The range is committed, belongs to the caller, and nothing in it is still needed.
 pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
-    advise(start, len, MmapAdvise::MADV_DONTNEED)
+    !refuses(Call::Release) && advise(start, len, MmapAdvise::MADV_DONTNEED)
 }
 
 /// Asks for huge pages in the range (`true`), or asks for none (`false`).
@@ -182,7 +195,7 @@ pub(crate) fn register_membarrier() -> bool {
 ///
 /// When it returns true, no thread of the process is inside a section on `cpu` that began before the call.
 pub(crate) fn fence_cpu(cpu: usize) -> bool {
-    membarrier(MEMBARRIER_PRIVATE_EXPEDITED_RSEQ, MEMBARRIER_FLAG_CPU, cpu as c_int) == 0
+    !refuses(Call::Fence) && membarrier(MEMBARRIER_PRIVATE_EXPEDITED_RSEQ, MEMBARRIER_FLAG_CPU, cpu as c_int) == 0
 }
 
 /// Registers the process for [`fence_process`]; false where it is missing (before 4.14, or a sandbox).
@@ -198,7 +211,7 @@ pub(crate) fn register_process_fence() -> bool {
 /// What a thread did before, in program order, is ordered before what this thread does afterwards, and the
 /// other way round: whatever this thread did before, such a thread sees from there on.
 pub(crate) fn fence_process() -> bool {
-    membarrier(MEMBARRIER_PRIVATE_EXPEDITED, 0, 0) == 0
+    !refuses(Call::ProcessFence) && membarrier(MEMBARRIER_PRIVATE_EXPEDITED, 0, 0) == 0
 }
 
 /// As [`futex_wait`], but at most for `timeout`.
@@ -305,6 +318,9 @@ pub(crate) fn spawn(name: &'static CStr, body: extern "C" fn()) -> bool {
         null_mut()
     }
     const STACK: usize = 64 << 10;
+    if refuses(Call::Spawn) {
+        return false;
+    }
     // SAFETY: every object is initialised before use and lives through the calls; the signal mask is put back,
     // and the new thread inherits the full one.
     keep_errno(|| unsafe {
@@ -380,12 +396,18 @@ impl ThreadExit {
         created
     }
 
+    /// Whether there is a key, so that [`ThreadExit::arm`] fails for want of memory only.
+    pub(crate) fn is_possible(&self) -> bool {
+        // Relaxed: the value is the whole of what is asked.
+        self.key.load(Ordering::Relaxed) != Self::NONE
+    }
+
     /// Has the destructor called with `value`, not null, when this thread ends.
     pub(crate) fn arm(&self, value: *mut c_void) -> bool {
         match self.key.load(Ordering::Acquire) {
             Self::NONE => false,
             // SAFETY: the key was created by `create` and is never deleted.
-            key => unsafe { libc::pthread_setspecific(key, value) == 0 },
+            key => !refuses(Call::ThreadExit) && unsafe { libc::pthread_setspecific(key, value) == 0 },
         }
     }
 }

@@ -21,6 +21,8 @@
 #[cfg(not(any(pcpalloc_twin, miri)))]
 mod cpus;
 #[cfg(not(any(pcpalloc_twin, miri)))]
+pub mod failures;
+#[cfg(not(any(pcpalloc_twin, miri)))]
 mod linux;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 pub(crate) use {cpus::*, linux::*};

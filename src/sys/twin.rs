@@ -167,6 +167,11 @@ impl ThreadExit {
         true
     }
 
+    pub(crate) fn is_possible(&self) -> bool {
+        // What refuses here is a thread that has ended but for its other destructors.
+        false
+    }
+
     pub(crate) fn arm(&self, value: *mut c_void) -> bool {
         let destructor = *self.destructor.lock().unwrap();
         destructor.is_some_and(|d| AT_EXIT.try_with(|exit| exit.0.set(Some((d, value)))).is_ok())

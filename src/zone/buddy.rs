@@ -261,6 +261,8 @@ impl Buddy {
                 self.unlink(page, order as u32);
                 self.free -= 1 << order;
                 self.free_warm -= warm;
+                // What has gone cold was not free all the while.
+                self.least_warm = self.least_warm.min(self.free_warm);
                 return Some((block, warm));
             }
         }
@@ -372,9 +374,10 @@ impl Buddy {
         }
     }
 
-    /// Whether lists, tags and counters agree; costs a walk over all pages. For tests.
-    #[cfg(test)]
-    fn check(&mut self, first: u32) {
+    /// Whether lists, tags and counters agree, and what does not; costs a walk over all pages. Pages start at `first`.
+    #[cfg(any(test, feature = "debug"))]
+    pub(crate) fn check(&mut self, first: u32) -> Result<(), &'static str> {
+        let sure = |fact: bool, what: &'static str| if fact { Ok(()) } else { Err(what) };
         let (mut free, mut free_warm) = (0, 0);
         let mut blocks = [[0u32; 2]; ORDERS];
         let mut page = first;
@@ -392,26 +395,76 @@ impl Buddy {
                 continue;
             }
             let order = self.order_at(page);
+            sure(order <= MAX_ORDER && page + (1 << order) <= self.end, "a free block ends before its zone does")?;
             let warm = self.pages.warm_in(page..page + (1 << order));
-            assert_eq!(page % (1 << order), 0, "a free block is aligned to its size");
-            assert_eq!(warm > 0, tag & TAG_WARM != 0, "a block is warm if a page of it is");
+            sure(page.is_multiple_of(1 << order), "a free block is aligned to its size")?;
+            sure((warm > 0) == (tag & TAG_WARM != 0), "a block is warm if a page of it is")?;
             let buddy = page ^ (1 << order);
-            assert!(
-                order == MAX_ORDER || buddy >= self.end || self.pages.tag(buddy) & !TAG_WARM != TAG_FREE | order as u8,
-                "free buddies are merged"
-            );
-            for inner in page + 1..page + (1 << order) {
-                assert_eq!(self.pages.tag(inner) & TAG_FREE, 0, "a free block has one head");
-            }
+            let apart = order == MAX_ORDER
+                || buddy < first
+                || buddy + (1 << order) > self.end
+                || self.pages.tag(buddy) & !TAG_WARM != TAG_FREE | order as u8;
+            sure(apart, "free buddies are merged")?;
+            let inside = page + 1..page + (1 << order);
+            sure(inside.into_iter().all(|inner| self.pages.tag(inner) & TAG_FREE == 0), "a free block has one head")?;
             blocks[order as usize][(warm > 0) as usize] += 1;
             free += 1 << order;
             free_warm += warm;
             page += 1 << order;
         }
-        assert_eq!((free, free_warm), (self.free, self.free_warm));
+        sure((free, free_warm) == (self.free, self.free_warm), "free pages are as many as counted")?;
+        sure(self.least_warm <= self.free_warm, "the least that was free is not more than is free")?;
         for (order, counted) in blocks.iter().enumerate() {
-            assert_eq!(*counted, [self.cold[order].blocks, self.warm[order].blocks]);
+            for (warm, list) in [&self.cold[order], &self.warm[order]].into_iter().enumerate() {
+                sure(list.blocks == counted[warm], "a list is as long as counted")?;
+            }
+            for warm in [false, true] {
+                self.check_list(order as u32, warm)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Whether a list's links lead to and fro, through blocks that belong on it.
+    #[cfg(any(test, feature = "debug"))]
+    fn check_list(&mut self, order: u32, warm: bool) -> Result<(), &'static str> {
+        let FreeList { head, blocks } = *self.list(order, warm);
+        let (mut page, mut previous) = (head, NONE);
+        for _ in 0..blocks {
+            let tag = TAG_FREE | if warm { TAG_WARM } else { 0 } | order as u8;
+            if page >= self.end || self.pages.tag(page) != tag {
+                return Err("a list leads to blocks of its order and warmth");
+            }
+            if self.pages.descriptor(page).prev != previous {
+                return Err("a list leads back where it came from");
+            }
+            (previous, page) = (page, self.pages.descriptor(page).next);
+        }
+        if page == NONE { Ok(()) } else { Err("a list ends where it should") }
+    }
+
+    /// Pages by what they are held for: those of slabs by class, of runs that are a block of a class by class, and of
+    /// larger runs. What does not add up to the pages that are not free is an error.
+    #[cfg(feature = "debug")]
+    pub(crate) fn held(&mut self, first: u32, mut each: impl FnMut(u8, u32)) -> Result<(), &'static str> {
+        let (mut page, mut held) = (first, 0);
+        while page < self.end {
+            let tag = self.pages.tag(page);
+            let pages = if tag & TAG_FREE != 0 {
+                1 << self.order_at(page)
+            } else {
+                // A slab has its tag on every page.
+                let slab = tag != TAG_RUN && tag != TAG_NONE && !crate::size_class::is_run_class(tag as usize - 1);
+                let pages = if tag == TAG_NONE || slab { 1 } else { self.pages.descriptor(page).pages };
+                if tag != TAG_NONE {
+                    each(tag, pages);
+                    held += pages;
+                }
+                pages
+            };
+            page += pages.max(1);
+        }
+        if held == self.added - self.free { Ok(()) } else { Err("what is not free is held for something") }
     }
 }
 

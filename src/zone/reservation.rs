@@ -324,3 +324,26 @@ impl Zone {
         true
     }
 }
+
+#[cfg(feature = "debug")]
+impl Zone {
+    /// Whether the zone's tables agree with each other; calls `each` with the tag and length of everything held.
+    pub(crate) fn check(&self, walk: bool, each: impl FnMut(u8, u32)) -> Result<(), &'static str> {
+        let tables = DESCRIPTORS_AT + self.pages as usize * DESCRIPTOR;
+        let first = tables.div_ceil(PAGE) as u32;
+        let committed = self.committed.load(Ordering::Relaxed);
+        if committed > self.pages {
+            return Err("a zone is not committed beyond its end");
+        }
+        self.with_buddy(|buddy| {
+            if buddy.added_pages() != committed - first {
+                return Err("what is committed is tables or the buddy's");
+            }
+            if !walk {
+                return Ok(());
+            }
+            buddy.check(first)?;
+            buddy.held(first, each)
+        })
+    }
+}

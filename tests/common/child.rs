@@ -10,6 +10,7 @@
 
 use std::fmt::Display;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::{UnwindSafe, catch_unwind};
 use std::process::{Command, ExitStatus};
 
 use super::kernel::Kernel;
@@ -135,5 +136,29 @@ impl Outcome {
     /// The signal that ended the child.
     pub fn signal(&self) -> Option<i32> {
         self.status.signal()
+    }
+}
+
+/// Seconds after which a forked process is taken to hang; the kernel then ends it by SIGALRM.
+const FORK_WATCHDOG: u32 = 60;
+
+/// Runs `f` in a process made by `fork`, and returns how that ended: 0 if `f` returned.
+pub fn in_a_fork(f: impl FnOnce() + UnwindSafe) -> libc::c_int {
+    // SAFETY: the new process runs `f`, which uses the heap and threads of its own, both of which are what is to be
+    // shown to work there, and leaves by `_exit` without touching anything of the threads it lacks; `status` is valid
+    // for the write.
+    unsafe {
+        match libc::fork() {
+            -1 => panic!("fork: {}", std::io::Error::last_os_error()),
+            0 => {
+                libc::alarm(FORK_WATCHDOG);
+                libc::_exit(if catch_unwind(f).is_ok() { 0 } else { 1 })
+            }
+            process => {
+                let mut status = -1;
+                while libc::waitpid(process, &mut status, 0) != process {}
+                status
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::{Block, MIB, Random};
 pub struct Oracle(Mutex<BTreeMap<usize, usize>>);
 
 impl Oracle {
-    fn enter(&self, range: Range<usize>) {
+    pub fn enter(&self, range: Range<usize>) {
         let mut taken = self.0.lock().unwrap();
         if let Some((start, end)) = taken.range(..range.end).next_back() {
             assert!(*end <= range.start, "{range:x?} overlaps {:x?}, which is in use", start..end);
@@ -22,7 +22,7 @@ impl Oracle {
         taken.insert(range.start, range.end);
     }
 
-    fn strike(&self, range: Range<usize>) {
+    pub fn strike(&self, range: Range<usize>) {
         assert_eq!(self.0.lock().unwrap().remove(&range.start), Some(range.end));
     }
 

@@ -1,0 +1,112 @@
+//! `PCPALLOC_CONF` against a second reading of what the documentation says.
+
+use std::ffi::CString;
+
+use pcpalloc::debug::configured_by;
+use pcpalloc::{Config, HugePages, Watermarks};
+
+/// Settings as the documentation has them.
+#[derive(Clone, Copy)]
+struct Expected {
+    limit: Option<usize>,
+    marks: Watermarks,
+    thp: HugePages,
+    worker: bool,
+}
+
+fn size(text: &str) -> Option<usize> {
+    let unit = match text.chars().last()?.to_ascii_lowercase() {
+        'k' => 10,
+        'm' => 20,
+        'g' => 30,
+        _ => 0,
+    };
+    let digits = if unit > 0 { &text[..text.len() - 1] } else { text };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<usize>().ok()?.checked_mul(1 << unit)
+}
+
+fn makes_sense(marks: &Watermarks) -> bool {
+    let Watermarks { min, low, high } = *marks;
+    let ordered = (low == 0 || min <= low) && (high == 0 || (low <= high && min <= high));
+    ordered && (low == 0 || high > 0)
+}
+
+impl Expected {
+    fn set(mut self, name: &str, value: &str) -> Option<Expected> {
+        match (name, value) {
+            ("limit", "none") => self.limit = None,
+            ("limit", value) => self.limit = Some(size(value)?),
+            ("min", value) => self.marks.min = size(value)?,
+            ("low", value) => {
+                self.marks.low = size(value)?;
+                self.marks.high = self.marks.high.max(self.marks.low);
+            }
+            ("high", value) => self.marks.high = size(value)?,
+            ("thp", "auto") => self.thp = HugePages::Auto,
+            ("thp", "always") => self.thp = HugePages::Always,
+            ("thp", "never") => self.thp = HugePages::Never,
+            ("worker", "on") => self.worker = true,
+            ("worker", "off") => self.worker = false,
+            _ => return None,
+        }
+        makes_sense(&self.marks).then_some(self)
+    }
+}
+
+/// The words that settings are made of, for inputs that would never spell them.
+const WORDS: [&str; 24] = [
+    "limit",
+    "min",
+    "low",
+    "high",
+    "thp",
+    "worker",
+    ":",
+    ":",
+    ",",
+    ",",
+    "0",
+    "1",
+    "64",
+    "4096",
+    "18446744073709551615",
+    "k",
+    "m",
+    "g",
+    "G",
+    "none",
+    "auto",
+    "always",
+    "never",
+    "off",
+];
+
+/// Any text, and any sequence of words, sets what a second reading of it sets.
+pub fn config(input: &[u8]) {
+    let text: Vec<u8> = match input.split_first() {
+        Some((first, rest)) if first % 2 == 0 => {
+            rest.iter().flat_map(|byte| WORDS[*byte as usize % WORDS.len()].bytes()).collect()
+        }
+        _ => input.iter().copied().filter(|byte| *byte != 0).collect(),
+    };
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let (found, left_out) = configured_by(&CString::new(text.as_str()).expect("no byte of it is 0"));
+    let mut expected =
+        Expected { limit: None, marks: Watermarks { min: 0, low: 0, high: 0 }, thp: HugePages::Auto, worker: true };
+    let mut wrong = 0;
+    for setting in text.split(',').filter(|setting| !setting.is_empty()) {
+        let (name, value) = setting.split_once(':').unwrap_or((setting, ""));
+        match expected.set(name, value) {
+            Some(set) => expected = set,
+            None => wrong += 1,
+        }
+    }
+    let mut config = Config::new().watermarks(expected.marks).thp(expected.thp).worker(expected.worker);
+    if let Some(limit) = expected.limit {
+        config = config.limit(limit);
+    }
+    assert_eq!((found, left_out), (config, wrong), "{text:?}");
+}

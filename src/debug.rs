@@ -1,0 +1,168 @@
+//! What the crate's own tests see of its inside; no part of what is promised to stay.
+
+#[cfg(all(target_arch = "x86_64", not(any(pcpalloc_twin, miri))))]
+pub use crate::percpu::trial;
+#[cfg(not(any(pcpalloc_twin, miri)))]
+pub use crate::sys::failures;
+
+use core::sync::atomic::Ordering;
+
+use crate::size_class::{CLASS, CLASSES, PAGE};
+use crate::slab::{central, class_of_tag, is_out};
+use crate::zone::{TAG_RUN, mapping, nodes};
+use crate::{Config, heap, percpu, sys};
+
+/// What `PCPALLOC_CONF` makes of the default settings, and how many of its settings are left out.
+pub fn configured_by(conf: &core::ffi::CStr) -> (Config, usize) {
+    let (mut config, mut problems) = (Config::new(), 0);
+    config.override_by(conf, |_| problems += 1);
+    (config, problems)
+}
+
+/// How thoroughly to check, and what that costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Counters against each other: microseconds.
+    Counters,
+    /// Every page of every zone, every list, every stack: some milliseconds for a gigabyte.
+    Lists,
+    /// Every cached block against its slab, and whether it is cached twice: 100 ns a block besides.
+    Blocks,
+}
+
+/// Where all of the heap's usable address space is, in bytes. The first is the sum of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Totals {
+    /// Made usable.
+    pub committed: usize,
+    /// The tables of zones.
+    pub tables: usize,
+    /// Free pages.
+    pub free: usize,
+    /// Pages of slabs.
+    pub slabs: usize,
+    /// Runs that are one block.
+    pub runs: usize,
+    /// Blocks that are mappings of their own.
+    pub mappings: usize,
+}
+
+/// Checks the whole heap; what is wrong, or where everything is.
+///
+/// Nobody else may use the heap meanwhile. The heap's own worker may, so what does not add up is looked at again.
+///
+/// # Errors
+/// The fact that does not hold.
+pub fn check(level: Level) -> Result<Totals, &'static str> {
+    if !heap::is_up() {
+        return Ok(Totals::default());
+    }
+    let mut outcome = check_once(level);
+    for _ in 0..100 {
+        if outcome.is_ok() {
+            break;
+        }
+        std::thread::sleep(core::time::Duration::from_millis(2));
+        outcome = check_once(level);
+    }
+    outcome
+}
+
+fn check_once(level: Level) -> Result<Totals, &'static str> {
+    let mut totals = Totals::default();
+    for (number, node) in nodes().iter().enumerate() {
+        let mut slab_pages = [0usize; CLASSES];
+        let (mut run_blocks, mut run_pages) = ([0usize; CLASSES], 0);
+        let (mut free, mut used) = (0, 0);
+        for zone in node.zones() {
+            zone.check(level >= Level::Lists, |tag, pages| match class_of_tag(tag) {
+                Some(class) if CLASS[class].is_run() => run_blocks[class] += 1,
+                Some(class) => slab_pages[class] += pages as usize,
+                None if tag == TAG_RUN => run_pages += pages as usize,
+                None => {}
+            })?;
+            let (managed, (zone_free, _)) = (zone.managed_pages() as usize, zone.free_pages());
+            free += zone_free as usize;
+            used += managed - zone_free as usize;
+            totals.committed += zone.committed_bytes();
+            totals.tables += zone.committed_bytes() - managed * PAGE;
+        }
+        let (mut slabs, mut runs) = (0, node.run_bytes.load(Ordering::Relaxed) / PAGE);
+        if level >= Level::Lists && runs != run_pages {
+            return Err("runs are as large as counted");
+        }
+        for (class, fixed) in CLASS.iter().enumerate() {
+            let counts = central(number, class).counts();
+            if fixed.is_run() {
+                runs += counts.out * fixed.pages as usize;
+                if level >= Level::Lists && counts.out != run_blocks[class] {
+                    return Err("there are as many runs of a class as counted");
+                }
+                continue;
+            }
+            slabs += counts.slabs * fixed.pages as usize;
+            if level >= Level::Lists {
+                central(number, class).check(class)?;
+                if counts.slabs * fixed.pages as usize != slab_pages[class] {
+                    return Err("there are as many slabs of a class as counted");
+                }
+            }
+        }
+        if used != slabs + runs {
+            return Err("every page that is not free belongs to a slab or a run");
+        }
+        totals.free += free * PAGE;
+        totals.slabs += slabs * PAGE;
+        totals.runs += runs * PAGE;
+    }
+    totals.mappings = mapping::MAPPED.load(Ordering::Relaxed);
+    totals.committed += totals.mappings;
+    if totals.committed != totals.tables + totals.free + totals.slabs + totals.runs + totals.mappings {
+        return Err("the total of all states is what is committed");
+    }
+    if level >= Level::Lists {
+        check_stacks(level >= Level::Blocks)?;
+    }
+    Ok(totals)
+}
+
+/// The stacks of all regions, and with `blocks` whether what is on them belongs there, once.
+fn check_stacks(blocks: bool) -> Result<(), &'static str> {
+    let mut count = 0;
+    let mut strays = 0;
+    for region in percpu::regions() {
+        region.check(|class, block| {
+            count += 1;
+            strays += (blocks && !is_out(class, block)) as usize;
+        })?;
+    }
+    if strays > 0 {
+        return Err("a cached block is one that its slab has handed out");
+    }
+    if !blocks || count == 0 {
+        return Ok(());
+    }
+    // Memory from the system, since the heap is what is looked at.
+    let len = sys::round_up(count * size_of::<usize>(), sys::page_size()).ok_or("so many blocks")?;
+    let Some(memory) = sys::map(len) else { return Ok(()) };
+    // SAFETY: the mapping is as long, zeroed, aligned to a page and nobody else's.
+    let seen = unsafe { core::slice::from_raw_parts_mut(memory.cast::<usize>().as_ptr(), count) };
+    let mut at = 0;
+    let mut outcome = Ok(());
+    for region in percpu::regions() {
+        outcome = outcome.and(region.check(|_, block| {
+            if let Some(slot) = seen.get_mut(at) {
+                *slot = block;
+                at += 1;
+            }
+        }));
+    }
+    seen.sort_unstable();
+    if seen.windows(2).any(|pair| pair[0] == pair[1] && pair[0] != 0) {
+        outcome = Err("no block is cached twice");
+    }
+    // SAFETY: the mapping was made above, and the slice is not used any more.
+    unsafe { sys::unmap(memory, len) };
+    outcome
+}

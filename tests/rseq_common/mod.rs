@@ -1,0 +1,118 @@
+//! The restartable sequences that are in this program: where they lie, a trap at any instruction of one, and
+//! copies of them that take their time.
+#![allow(dead_code)]
+
+pub mod decode;
+pub mod delay;
+pub mod storm;
+pub mod trap;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use decode::{Instruction, decode};
+
+/// What the kernel reads (`struct rseq_cs` of its `uapi/linux/rseq.h`). It lies in memory that can be written.
+#[repr(C, align(32))]
+pub struct Descriptor {
+    version_and_flags: u64,
+    pub start: AtomicU64,
+    pub len: AtomicU64,
+    pub abort: AtomicU64,
+}
+
+/// Where the sections' descriptors are: the ELF section `__rseq_cs`, whose ends the linker names.
+fn descriptors() -> &'static [Descriptor] {
+    unsafe extern "C" {
+        #[link_name = "__start___rseq_cs"]
+        static START: [Descriptor; 0];
+        #[link_name = "__stop___rseq_cs"]
+        static STOP: [Descriptor; 0];
+    }
+    let (start, stop) = ((&raw const START).cast::<Descriptor>(), (&raw const STOP).cast::<Descriptor>());
+    // SAFETY: the section holds descriptors and nothing else, one behind the other, for as long as the program runs.
+    unsafe { std::slice::from_raw_parts(start, (stop as usize - start as usize) / size_of::<Descriptor>()) }
+}
+
+/// A section as its descriptor has it, and as its code has it.
+#[derive(Clone, Debug)]
+pub struct Section {
+    pub descriptor: usize,
+    pub start: usize,
+    pub end: usize,
+    pub abort: usize,
+    /// Behind the store that names the descriptor: from here on whoever comes between must be noticed.
+    pub armed: usize,
+    /// That store.
+    pub arm: Instruction,
+    /// From `armed` to `end`.
+    pub instructions: Vec<Instruction>,
+}
+
+impl Section {
+    pub fn descriptor(&self) -> &'static Descriptor {
+        descriptors().iter().find(|d| *d as *const Descriptor as usize == self.descriptor).expect("one of them")
+    }
+
+    fn read(descriptor: &'static Descriptor) -> Section {
+        let address = descriptor as *const Descriptor as usize;
+        let [start, len, abort] =
+            [&descriptor.start, &descriptor.len, &descriptor.abort].map(|word| word.load(Ordering::Relaxed) as usize);
+        // Behind `lea t, [rip + descriptor]` and `mov fs:[off + 8], t`.
+        let loads_descriptor = |at: usize| {
+            // SAFETY: code of this program, a little before a section's start.
+            let code: [u8; 7] = unsafe { (at as *const [u8; 7]).read_unaligned() };
+            let relative = i32::from_le_bytes(code[3..].try_into().unwrap());
+            code[0] & 0xfb == 0x48
+                && code[1] == 0x8d
+                && code[2] & 0xc7 == 5
+                && (at + 7).wrapping_add_signed(relative as isize) == address
+        };
+        let load = (start - 64..start).rev().find(|&at| loads_descriptor(at)).expect("the section is armed");
+        // SAFETY: code, here and below: it follows on an instruction, and a section is made of instructions.
+        let arm = unsafe { decode(load + 7) };
+        assert!(arm.stores, "{arm:x?} names the descriptor to the kernel");
+        let mut instructions = Vec::new();
+        let mut at = arm.end();
+        while at < start + len {
+            // SAFETY: as above.
+            let instruction = unsafe { decode(at) };
+            at = instruction.end();
+            instructions.push(instruction);
+        }
+        assert_eq!(at, start + len, "the section ends with an instruction");
+        Section { descriptor: address, start, end: start + len, abort, armed: arm.end(), arm, instructions }
+    }
+
+    /// What is wrong with how the section is laid out, if anything.
+    pub fn fault(&self) -> Option<&'static str> {
+        let (last, others) = self.instructions.split_last()?;
+        if self.armed != self.start {
+            return Some("it starts late");
+        }
+        if !last.stores || last.jump.is_some() {
+            return Some("its last instruction is not the commit");
+        }
+        if others.iter().any(|i| i.jump.is_some_and(|(_, target)| target < self.start)) {
+            return Some("it jumps back over its start");
+        }
+        // SAFETY: the signature precedes every abort handler.
+        let signature = unsafe { ((self.abort - 4) as *const u32).read_unaligned() };
+        if signature != 0x5305_3053 || (self.start..self.end).contains(&self.abort) {
+            return Some("its abort handler is not one");
+        }
+        None
+    }
+}
+
+/// The sections of this program.
+pub fn sections() -> Vec<Section> {
+    descriptors().iter().map(Section::read).collect()
+}
+
+/// Makes code of this program writable.
+pub fn make_writable(at: usize, len: usize) {
+    let (start, end) = (at & !4095, (at + len).next_multiple_of(4096));
+    let rights = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    // SAFETY: pages of code; more rights invalidate nothing.
+    assert_eq!(unsafe { libc::mprotect(start as *mut libc::c_void, end - start, rights) }, 0);
+}
