@@ -55,6 +55,8 @@ compile_error!("pcpalloc needs 64-bit pointers");
 
 #[cfg(not(loom))]
 mod alloc;
+#[cfg(all(feature = "capi", not(any(loom, pcpalloc_twin, miri))))]
+mod capi;
 #[cfg(not(loom))]
 mod control;
 #[cfg(loom)]
