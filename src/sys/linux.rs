@@ -153,6 +153,10 @@ pub(crate) unsafe fn advise_huge(start: NonNull<u8>, len: usize, huge: bool) -> 
 /// with it what no number stands for, so that it refuses in either case and says why.
 pub(crate) fn is_readable(start: usize) -> bool {
     const NOTHING_KNOWN: c_int = -1;
+    // No set at all would do, too.
+    if start == 0 {
+        return false;
+    }
     keep_errno(|| {
         // SAFETY: the kernel reads eight bytes at `start` or says that it cannot; it writes nothing.
         let refused = unsafe {

@@ -19,12 +19,12 @@
 //! | C interface | `set_errno`, `is_single_threaded` |
 //! | process | `page_size`, `environment`, `spawn`, `with_signals_blocked`, `at_fork`, `stay_loaded`, `on_thread_exit`, `die` |
 
+#[cfg(all(feature = "capi", not(any(pcpalloc_twin, miri))))]
+mod c_library;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 mod cpus;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 mod linux;
-#[cfg(all(feature = "capi", not(any(pcpalloc_twin, miri))))]
-mod c_library;
 #[cfg(all(feature = "capi", not(any(pcpalloc_twin, miri))))]
 pub(crate) use c_library::*;
 #[cfg(not(any(pcpalloc_twin, miri)))]
