@@ -108,10 +108,14 @@ class Run:
         self.servers.append(process)
         return process
 
-    def stop(self, process):
-        """Notes what a server and its children took, and ends it."""
+    def see(self, process):
+        """Notes the largest size that a server and its children have had."""
         ids = [process.pid, *children_of(process.pid)]
         self.peak_kib = max([self.peak_kib, *(status(pid).get("VmHWM", 0) for pid in ids)])
+
+    def stop(self, process):
+        """Ends a server."""
+        self.see(process)
         process.terminate()
         try:
             process.wait(60)
