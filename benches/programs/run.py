@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Real programs under several allocators, by LD_PRELOAD.
 
-    benches/programs/run.py [--install] [--rounds N] [--only a,b] [--allocators glibc,pcpalloc] [--list] [--library PATH]
+    benches/programs/run.py [--install] [--rounds N] [--only a,b] [--allocators glibc,pcpalloc] [--thorough] [--list]
 
 Runs every program of `workloads.py` with the allocator of glibc, jemalloc, mimalloc and this one, in turn, compares
 what each prints with what it prints under glibc, and writes `results.md`: seconds and peak memory. `--install` gets
@@ -56,8 +56,8 @@ def find_library(names):
 class Run:
     """One run of one workload with one allocator: starts its processes and adds up what they took."""
 
-    def __init__(self, library, scratch, data):
-        self.library, self.scratch, self.data = library, scratch, data
+    def __init__(self, library, scratch, data, thorough):
+        self.library, self.scratch, self.data, self.thorough = library, scratch, data, thorough
         self.seconds = self.cpu = 0.0
         self.peak_kib = 0
         self.notes = []
@@ -215,6 +215,7 @@ def main():
     parser.add_argument("--install", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="")
+    parser.add_argument("--thorough", action="store_true", help="more of python3's own tests, which wait a lot")
     parser.add_argument("--allocators", default="glibc,jemalloc,mimalloc,pcpalloc")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--library", type=Path, help="libpreload.so; built if it is not given")
@@ -259,7 +260,7 @@ def main():
                     scratch = folder / "scratch"
                     scratch.mkdir()
                     scratch.chmod(0o777)
-                    run = Run(library, scratch, data)
+                    run = Run(library, scratch, data, args.thorough)
                     try:
                         output = WORKLOADS[name](run)
                     except Missing as missing:
