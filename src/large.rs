@@ -185,6 +185,7 @@ pub(crate) fn usable_size(size: usize, align: usize) -> usize {
 }
 
 #[cfg(feature = "capi")]
+#[cfg_attr(any(pcpalloc_twin, miri), allow(unused_imports))]
 pub(crate) use unsized_blocks::{Found, find, free_found, resize_found};
 
 /// Blocks of which their owner does not know the size.

@@ -38,7 +38,7 @@ fn the_whole_process_has_one_malloc() {
     c::free(copy.cast());
 }
 
-/// Red if C has a heap of its own.
+/// Red as [`the_whole_process_has_one_malloc`].
 #[test]
 fn c_and_rust_have_one_heap() {
     const NAME: &str = "c_and_rust_have_one_heap";
@@ -91,6 +91,7 @@ fn calloc_gives_zeros() {
     }
 }
 
+/// Red if `allocate` (`src/capi/mod.rs`) returns null for 0.
 #[test]
 fn nothing_is_a_block_too() {
     let blocks: Vec<_> =
@@ -257,6 +258,8 @@ fn free_keeps_errno() {
 }
 
 /// Blocks made by one thread are checked, resized and freed by another.
+///
+/// Red if a block is freed as one of another class: in `release` (`src/capi/mod.rs`), push to `class + 1`.
 #[test]
 fn threads_exchange_blocks() {
     const NAME: &str = "threads_exchange_blocks";
@@ -288,6 +291,7 @@ fn exchange_blocks() {
     assert!(after.in_use < before + MIB, "{before} before,\n{after}");
 }
 
+/// Red as [`threads_exchange_blocks`].
 #[test]
 fn every_mode_serves_c() {
     const NAME: &str = "every_mode_serves_c";
@@ -350,6 +354,8 @@ fn the_heap_says_where_its_memory_is() {
 }
 
 /// A limit makes C's functions fail, and nothing else.
+///
+/// Red if `refused` (`src/capi/mod.rs`) does not set `errno`.
 #[test]
 fn a_limit_is_no_more_memory() {
     const NAME: &str = "a_limit_is_no_more_memory";
@@ -478,7 +484,7 @@ fn a_size_that_cannot_be_ends_the_process() {
     }
 }
 
-/// What the C library allocates by itself are blocks like others.
+/// What the C library allocates by itself are blocks like others. Red as [`the_whole_process_has_one_malloc`].
 #[test]
 fn the_c_library_allocates_here() {
     for _ in 0..scaled(200) {

@@ -89,7 +89,7 @@ fn settings_of_the_static_come_after_c() {
 
 /// As glibc's `tst-malloc-thread-exit`: threads allocate in the destructors of their keys, in every round of these.
 ///
-/// Red if a thread that ends leaves blocks behind: in `thread_exit` (`src/percpu/thread.rs`), take nothing.
+/// Red if a block that no stack has room for is lost: in `release_slow` (`src/capi/mod.rs`), do nothing.
 #[test]
 fn threads_end_in_destructors_that_allocate() {
     const NAME: &str = "threads_end_in_destructors_that_allocate";
@@ -166,7 +166,8 @@ fn in_a_fork(f: impl FnOnce()) -> c_int {
 
 /// As glibc's `tst-malloc-fork-deadlock`: processes are made while other threads allocate and use streams.
 ///
-/// Red if a lock of the heap is not held across `fork`: in `heap::fork_locks` (`src/heap.rs`), leave one out.
+/// Red if a lock of the heap is not held across `fork`: in `heap::fork_locks` (`src/heap.rs`), leave the nodes
+/// out.
 #[test]
 fn processes_are_made_while_threads_allocate() {
     const NAME: &str = "processes_are_made_while_threads_allocate";
@@ -204,6 +205,8 @@ fn processes_are_made_while_threads_allocate() {
 
 /// A thread that is born and dies at once, many times, is nothing to the heap: what the C library allocates for it is
 /// freed, by others and under the C library's own locks.
+///
+/// Red as the test before last.
 #[test]
 fn many_short_threads() {
     const NAME: &str = "many_short_threads";

@@ -53,6 +53,8 @@ fn run(program: &str, arguments: &[&str], settings: Option<&str>, kernel: Kernel
 }
 
 /// Runs a program without the library and with it, on every kernel, and compares all it says.
+///
+/// Each test that does nothing else is red if the library is not there: in [`run`], do not set `LD_PRELOAD`.
 fn same(program: &str, arguments: &[&str]) {
     if !there(program) {
         return;
