@@ -4,21 +4,25 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
 use crate::size_class::{SLAB_MAX, block_size, class_of, is_run_class};
-use crate::{PcpAlloc, heap, large, nolock, percpu};
+use crate::{PcpAlloc, control, heap, large, nolock, percpu};
 
+/// A block of a class, after [`percpu::pop`] had none.
 #[cold]
 #[inline(never)]
-fn alloc_class_slow(heap: &PcpAlloc, class: usize) -> *mut u8 {
+pub(crate) fn alloc_class_slow(heap: &PcpAlloc, class: usize) -> *mut u8 {
     heap::ensure_up(&heap.config);
     nolock::settle();
+    control::start_worker_if_due();
     percpu::alloc_slow(class)
 }
 
+/// Frees a block of a class, after [`percpu::push`] did not take it.
+///
 /// # Safety
 /// `block` is a block of `class` that nobody uses.
 #[cold]
 #[inline(never)]
-unsafe fn free_class_slow(class: usize, block: *mut u8) {
+pub(crate) unsafe fn free_class_slow(class: usize, block: *mut u8) {
     nolock::settle();
     // SAFETY: the caller's obligation.
     unsafe { percpu::free_slow(class, block) }
@@ -29,6 +33,7 @@ unsafe fn free_class_slow(class: usize, block: *mut u8) {
 fn alloc_large(heap: &PcpAlloc, layout: Layout, zeroed: bool) -> *mut u8 {
     heap::ensure_up(&heap.config);
     nolock::settle();
+    control::start_worker_if_due();
     large::alloc(layout.size(), layout.align(), zeroed)
 }
 

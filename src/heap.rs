@@ -9,8 +9,14 @@ use crate::{Config, control, percpu, size_class, sys};
 const DOWN: u32 = 0;
 const COMING: u32 = 1;
 const UP: u32 = 2;
+/// Up with the default settings, which the first caller who has others replaces: C asks for memory before any static
+/// of the program can say what it wants.
+const UP_BY_DEFAULT: u32 = 3;
 
 static STATE: AtomicU32 = AtomicU32::new(DOWN);
+
+/// The thread that brings the heap up, while one does.
+static BRINGER: AtomicU32 = AtomicU32::new(0);
 
 /// Brings the heap up unless it is; every slow path starts here.
 #[inline]
@@ -23,26 +29,49 @@ pub(crate) fn ensure_up(config: &Config) {
 
 /// Whether anything has ever been allocated. Ordering as in [`ensure_up`].
 pub(crate) fn is_up() -> bool {
-    STATE.load(Ordering::Acquire) == UP
+    STATE.load(Ordering::Acquire) >= UP
 }
 
 #[cold]
 #[inline(never)]
 fn bring_up(config: &Config) {
-    // Acquire and release: as above; Relaxed on failure, as `ensure_up` loads again.
-    if STATE.compare_exchange(DOWN, COMING, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-        while STATE.load(Ordering::Acquire) == COMING {
-            crate::sync::spin_hint();
+    // Relaxed: what was set is seen by the loads below.
+    match STATE.compare_exchange(DOWN, COMING, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {}
+        Err(UP_BY_DEFAULT) => return replace_default(config),
+        Err(_) => {
+            // Relaxed: a thread that brings the heap up has stored its own number itself. It comes here if the C
+            // library allocates on its way (`dlsym` does for a name that it does not find), and is served without
+            // stacks.
+            if BRINGER.load(Ordering::Relaxed) != sys::thread_id() {
+                // Acquire: as in `ensure_up`.
+                while STATE.load(Ordering::Acquire) == COMING {
+                    crate::sync::spin_hint();
+                }
+            }
+            return;
         }
-        return;
     }
+    BRINGER.store(sys::thread_id(), Ordering::Relaxed);
     percpu::init();
     transfer::init(percpu::cpus());
     config.apply();
-    STATE.store(UP, Ordering::Release);
+    BRINGER.store(0, Ordering::Relaxed);
+    let state = if cfg!(feature = "capi") && *config == Config::new() { UP_BY_DEFAULT } else { UP };
+    STATE.store(state, Ordering::Release);
     // After the heap is up: the C library may allocate here.
     sys::at_fork(before_fork, after_fork, after_fork_in_child);
     sys::stay_loaded();
+}
+
+/// Puts settings in force that come after the heap, unless they are the same or others came first.
+fn replace_default(config: &Config) {
+    // Relaxed: settings stand for themselves.
+    if *config != Config::new()
+        && STATE.compare_exchange(UP_BY_DEFAULT, UP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    {
+        config.apply();
+    }
 }
 
 /// Every lock of the heap in the order in which they nest, so that the child finds nothing half done.

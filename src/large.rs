@@ -97,6 +97,7 @@ fn zero(run: &Run, pages: u32) {
 /// `block` is a block from [`alloc`] for this size and alignment that is not used any more.
 pub(crate) unsafe fn free(block: NonNull<u8>, size: usize, align: usize) {
     match kind(size, align) {
+<<<<<<< HEAD
         Kind::Run(pages) => {
             let (zone, page) = run_at(block, TAG_RUN);
             if !zone.free_run(page, pages) {
@@ -104,15 +105,29 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize, align: usize) {
             }
             nodes()[zone.node()].run_bytes.fetch_sub((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
         }
+=======
+        Kind::Run(pages) => free_run(block, pages),
+>>>>>>> capi
         // SAFETY: the caller's obligation.
         _ => unsafe { mapping::free(block, size) },
     }
 }
 
+<<<<<<< HEAD
 const WRONG_SIZE: &str = "a block was freed or resized with a size that cannot be its own";
 
 /// Where a run lies; ends the process if the block is no run of this tag.
 fn run_at(block: NonNull<u8>, tag: u8) -> (&'static Zone, u32) {
+=======
+fn free_run(block: NonNull<u8>, pages: u32) {
+    let (zone, page) = run_at(block, TAG_RUN, pages);
+    nodes()[zone.node()].run_bytes.fetch_sub((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
+    zone.free(page, pages, pages);
+}
+
+/// Where a run lies; ends the process if the block is no run of this tag and length.
+fn run_at(block: NonNull<u8>, tag: u8, pages: u32) -> (&'static Zone, u32) {
+>>>>>>> capi
     let address = sys::addr(block);
     match tag_at(block) {
         None => sys::die("a pointer that is not from this allocator was freed or resized", address),
@@ -133,7 +148,14 @@ fn run_at(block: NonNull<u8>, tag: u8) -> (&'static Zone, u32) {
 /// # Safety
 /// `block` is a block of the heap of this size and alignment; after success only the new address is used.
 pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: usize) -> Option<NonNull<u8>> {
-    let (from, to) = (kind(old, align), kind(new, align));
+    // SAFETY: the caller's obligation.
+    unsafe { resize_kind(block, kind(old, align), align, old, new) }
+}
+
+/// # Safety
+/// As for [`resize`], of a block of this kind. Only that of a mapping depends on `old`.
+unsafe fn resize_kind(block: NonNull<u8>, from: Kind, align: usize, old: usize, new: usize) -> Option<NonNull<u8>> {
+    let to = kind(new, align);
     match (from, to) {
         // SAFETY: the caller's obligation.
         (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, align, old, new) },
@@ -175,5 +197,90 @@ pub(crate) fn usable_size(size: usize, align: usize) -> usize {
     match kind(size, align) {
         Kind::Run(pages) => (pages as usize) << PAGE_SHIFT,
         _ => sys::round_up(size, sys::page_size()).unwrap_or(size),
+    }
+}
+
+#[cfg(feature = "capi")]
+#[cfg_attr(any(pcpalloc_twin, miri), allow(unused_imports))]
+pub(crate) use unsized_blocks::{Found, find, free_found, resize_found};
+
+/// Blocks of which their owner does not know the size.
+#[cfg(feature = "capi")]
+mod unsized_blocks {
+    use super::*;
+    use crate::size_class::block_size;
+
+    /// What a pointer is to this heap.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Found {
+        /// A block of a class.
+        Class(usize),
+        /// A run of this many pages.
+        Run(u32),
+        /// A mapping of its own, of this many usable bytes.
+        Mapping(usize),
+        /// Something in memory of the heap that is no block in use.
+        NotInUse,
+        /// Nothing of this heap.
+        Foreign,
+    }
+
+    impl Found {
+        /// Bytes usable in the block, 0 if it is none.
+        pub(crate) fn usable(self) -> usize {
+            match self {
+                Found::Class(class) => block_size(class),
+                Found::Run(pages) => (pages as usize) << PAGE_SHIFT,
+                Found::Mapping(usable) => usable,
+                Found::NotInUse | Found::Foreign => 0,
+            }
+        }
+
+        fn kind(self) -> Option<Kind> {
+            match self {
+                Found::Class(class) if CLASS[class].is_run() => Some(Kind::Class(class, CLASS[class].pages as u32)),
+                Found::Class(_) => Some(Kind::Slab),
+                Found::Run(pages) => Some(Kind::Run(pages)),
+                Found::Mapping(_) => Some(Kind::Mapping),
+                Found::NotInUse | Found::Foreign => None,
+            }
+        }
+    }
+
+    /// What `block` is. Exact for a block that the caller holds; of anything else, what can be told.
+    pub(crate) fn find(block: NonNull<u8>) -> Found {
+        match tag_at(block) {
+            Some((zone, page, TAG_RUN)) => Found::Run(zone.run_length(page)),
+            Some((_, _, tag)) => class_of_tag(tag).map_or(Found::NotInUse, Found::Class),
+            None => mapping::usable_at(block).map_or(Found::Foreign, Found::Mapping),
+        }
+    }
+
+    /// Frees a block that is a run or a mapping; false if it is neither.
+    ///
+    /// # Safety
+    /// `found` is what [`find`] says of `block`, which is not used any more.
+    pub(crate) unsafe fn free_found(block: NonNull<u8>, found: Found) -> bool {
+        match found {
+            Found::Run(pages) => free_run(block, pages),
+            // SAFETY: the caller's obligation.
+            Found::Mapping(usable) => unsafe { mapping::free(block, usable) },
+            Found::Class(_) | Found::NotInUse | Found::Foreign => return false,
+        }
+        true
+    }
+
+    /// Changes the size of a block as [`resize`] does; no alignment beyond `align` is kept.
+    ///
+    /// # Safety
+    /// `found` is what [`find`] says of `block`; after success only the new address is used.
+    pub(crate) unsafe fn resize_found(
+        block: NonNull<u8>,
+        found: Found,
+        align: usize,
+        new: usize,
+    ) -> Option<NonNull<u8>> {
+        // SAFETY: the caller's obligation; a block of this kind, as found.
+        unsafe { resize_kind(block, found.kind()?, align, found.usable(), new) }
     }
 }

@@ -36,12 +36,27 @@
 //! `src/README.md` walks through them. Where rseq is missing (kernels before 4.18, some sandboxes), stacks
 //! belong to threads instead; [`Stats::mode`] says which.
 //!
+//! # The C interface
+//!
+//! Feature `capi` exports `malloc`, `free` and their family, so that one heap serves Rust and every C library of the
+//! process; `PcpAlloc` and [`System`](std::alloc::System) are then the same. A program that names this crate in no
+//! other way needs `use pcpalloc as _;`. `cargo build --release --features capi --example preload` makes a library of it
+//! that serves any program by `LD_PRELOAD`.
+//!
+//! - C23, POSIX and glibc say what the functions do. Blocks for more than 8 bytes are aligned to 16.
+//! - C++'s `operator new` and `delete` are those of the C++ library, on top of `malloc` and `free`.
+//! - A pointer of another heap is left alone, and the first one reported.
+//! - The worker is started in programs of several threads only; in others whoever frees gives back what exceeds the high
+//!   mark.
+//! - Settings of a static come in force when Rust first comes to a slow path, since C asks for memory first.
+//! - Dynamically linked programs with glibc; others have not been tried.
+//!
 //! # Limits
 //!
 //! - Linux only. Restartable sequences on x86-64; per-thread stacks on other architectures.
 //! - The ordinary entry points are not async-signal-safe, like those of every `malloc`.
-//! - A child made by `vfork` must not allocate: it shares its parent's thread, whose CPU the kernel does not
-//!   track in the child. (`std::process::Command` does not allocate there.)
+//! - A child made by `vfork` must not allocate if its parent has other threads, of which the worker is one: it shares its
+//!   parent's thread, whose CPU the kernel does not track in the child. (`std::process::Command` does not allocate there.)
 //! - A double free whose two halves both still lie in a CPU's stack is not noticed until it is too late.
 
 // What only restartable sequences need lies idle where there are none.
@@ -55,6 +70,8 @@ compile_error!("pcpalloc needs 64-bit pointers");
 
 #[cfg(not(loom))]
 mod alloc;
+#[cfg(all(feature = "capi", not(any(loom, pcpalloc_twin, miri))))]
+mod capi;
 #[cfg(not(loom))]
 mod control;
 #[cfg(all(feature = "debug", not(loom)))]

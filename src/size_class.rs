@@ -89,6 +89,34 @@ pub(crate) fn class_of(size: usize, align: usize) -> Option<usize> {
     }
 }
 
+/// The class of every multiple of 8 up to [`SMALL_MAX`], from 0 on, for requests of C: aligned to 16 bytes if they are
+/// for more than 8, and 8 bytes for 0.
+#[cfg(feature = "capi")]
+static SMALL_OF_C: [u8; SMALL_MAX / 8 + 1] = {
+    let mut table = [0; SMALL_MAX / 8 + 1];
+    let mut n = 2;
+    while n < table.len() {
+        table[n] = class_of_last((8 * n).next_multiple_of(16) - 1) as u8;
+        n += 1;
+    }
+    table
+};
+
+/// The class for a request of C, which states no alignment: blocks for more than 8 bytes are aligned to 16. `None`
+/// beyond [`CLASS_MAX`].
+#[cfg(feature = "capi")]
+#[inline(always)]
+pub(crate) fn class_of_c(size: usize) -> Option<usize> {
+    if size <= SMALL_MAX {
+        Some(SMALL_OF_C[size.div_ceil(8)] as usize)
+    } else if size <= CLASS_MAX {
+        // From 128 bytes on every class is a multiple of 16.
+        Some(class_of_last(size - 1))
+    } else {
+        None
+    }
+}
+
 /// Whether blocks of the class are runs of their own: told from the number alone, which may be constant.
 #[inline(always)]
 pub(crate) const fn is_run_class(class: usize) -> bool {
@@ -234,6 +262,17 @@ mod tests {
         assert_eq!(class_of(CLASS_MAX + 1, 1), None);
         assert_eq!(class_of(64, 2 * PAGE), None);
         assert_eq!(class_of(isize::MAX as usize, 8), None);
+    }
+
+    #[cfg(feature = "capi")]
+    #[test]
+    fn c_gets_the_smallest_class_that_is_aligned() {
+        assert_eq!(class_of_c(0), Some(0));
+        for size in 1..=CLASS_MAX {
+            assert_eq!(class_of_c(size), oracle(size, if size <= 8 { 8 } else { 16 }), "size {size}");
+        }
+        assert_eq!(class_of_c(CLASS_MAX + 1), None);
+        assert_eq!(class_of_c(usize::MAX), None);
     }
 
     #[test]

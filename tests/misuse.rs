@@ -73,8 +73,23 @@ fn inside(size: usize, offset: usize) {
     misuse(take(size).wrapping_add(offset), size, 8);
 }
 
-/// Memory of the C library's heap, aligned to a page.
+/// Memory of the system's, of which the first page cannot be read.
+fn mapped() -> *mut u8 {
+    // SAFETY: a new mapping, of which a part gets fewer rights.
+    unsafe {
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let start = libc::mmap(std::ptr::null_mut(), 4 * PAGE, rights, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+        assert_ne!(start, libc::MAP_FAILED);
+        assert_eq!(libc::mprotect(start, PAGE, libc::PROT_NONE), 0);
+        start.cast()
+    }
+}
+
+/// Memory of the C library's heap, aligned to a page; where that is this heap, of the system's.
 fn foreign() -> *mut u8 {
+    if cfg!(feature = "capi") {
+        return mapped().wrapping_add(PAGE);
+    }
     let mut pointer = std::ptr::null_mut();
     // SAFETY: the pointer is valid for the write, the alignment a power of two.
     assert_eq!(unsafe { libc::posix_memalign(&mut pointer, PAGE, 4 * PAGE) }, 0);
@@ -113,9 +128,9 @@ type Case = (&'static str, &'static str, fn());
 
 /// Red, case by case, if the look is left out: for `TWICE`, in `Slab::give` (`src/slab/bitmap.rs`), the test of the
 /// bit; for `NOT_IN_USE`, `FOREIGN` and `WRONG_SIZE`, in `zone_of` (`src/slab/central.rs`), in `run_at`
-/// (`src/large.rs`), and in `header` and `check` (`src/zone/mapping.rs`); for `MIDDLE`, in `Slab::give`, `free_runs`
+/// (`src/large.rs`), and in `find` and `check` (`src/zone/mapping.rs`); for `MIDDLE`, in `Slab::give`, `free_runs`
 /// and `run_at`.
-const CASES: [Case; 36] = [
+const CASES: [Case; 37] = [
     ("slab-twice", TWICE, || twice(SLAB)),
     ("slab-twice-by-two-threads", TWICE, twice_by_two_threads),
     ("slab-twice-in-a-crowd", TWICE, twice_in_a_crowd),
@@ -132,6 +147,7 @@ const CASES: [Case; 36] = [
     ("malloc-as-class-run", FOREIGN, || misuse(foreign(), CLASS_RUN, 8)),
     ("malloc-as-run", FOREIGN, || misuse(foreign(), RUN, 8)),
     ("malloc-as-mapping", FOREIGN, || misuse(foreign().wrapping_add(PAGE), MAPPING, 8)),
+    ("behind-an-unreadable-page-as-mapping", FOREIGN, || misuse(mapped().wrapping_add(PAGE), MAPPING, 8)),
     ("nowhere-as-mapping", FOREIGN, || misuse(std::ptr::without_provenance_mut(PAGE), MAPPING, 8)),
     ("beyond-user-space-as-slab", FOREIGN, || misuse(std::ptr::without_provenance_mut(usize::MAX - 63), SLAB, 8)),
     ("slab-as-other-slab", WRONG_SIZE, || with_size(SLAB, 2 * SLAB)),

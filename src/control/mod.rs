@@ -14,4 +14,4 @@ pub use stats::Stats;
 pub(crate) use config::{limit, set_limit, set_watermarks, watermarks};
 pub(crate) use drain::{drain, trim};
 pub(crate) use stats::stats;
-pub(crate) use worker::after_fork;
+pub(crate) use worker::{after_fork, start_if_due as start_worker_if_due};

@@ -33,8 +33,10 @@ static RUNNING: AtomicBool = AtomicBool::new(false);
 pub(crate) fn init(wanted: bool) {
     MARKS.set_starter(start);
     MARKS.set_absent(!wanted);
+    #[cfg(feature = "capi")]
+    sys::look_for_threads();
     if wanted && MARKS.low.load(Ordering::Relaxed) > 0 {
-        start();
+        MARKS.call();
     }
 }
 
@@ -48,6 +50,20 @@ pub(crate) fn after_fork() {
 /// Has the worker look at the marks.
 pub(crate) fn call() {
     MARKS.call();
+    start_if_due();
+}
+
+/// Starts the worker if one is due that could not be started where that was noticed. Every slow path of allocation
+/// comes here, without a lock. In a program of one thread nothing is started unless it was asked for by a low mark.
+#[inline]
+pub(crate) fn start_if_due() {
+    #[cfg(feature = "capi")]
+    if MARKS.worker_is_due()
+        && (!sys::is_single_threaded() || MARKS.low.load(Ordering::Relaxed) > 0)
+        && MARKS.claim_worker()
+    {
+        start();
+    }
 }
 
 fn start() {

@@ -11,7 +11,7 @@ use super::failures::{Call, refuses};
 use super::{RSEQ_SIGNATURE, addr, round_up};
 
 /// Runs `f` and puts `errno` back as it was: a program may look at `errno` after it has dropped a value.
-fn keep_errno<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn keep_errno<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: `__errno_location` returns this thread's errno, which is valid for as long as the thread runs.
     unsafe {
         let errno = libc::__errno_location();
@@ -162,11 +162,22 @@ pub(crate) unsafe fn advise_huge(start: NonNull<u8>, len: usize, huge: bool) -> 
     advise(start, len, if huge { MmapAdvise::MADV_HUGEPAGE } else { MmapAdvise::MADV_NOHUGEPAGE })
 }
 
-/// Whether the page at `start` is mapped at all.
-pub(crate) fn is_mapped(start: usize) -> bool {
-    let mut resident = 0u8;
-    // SAFETY: mincore reads no memory of the range; it writes one byte for the one page asked about.
-    keep_errno(|| unsafe { libc::mincore(start as *mut c_void, page_size(), &mut resident) == 0 })
+/// Whether the eight bytes at `start` can be read: the kernel is asked to take them for a set of signals, and to do
+/// with it what no number stands for, so that it refuses in either case and says why.
+pub(crate) fn is_readable(start: usize) -> bool {
+    const NOTHING_KNOWN: c_int = -1;
+    // No set at all would do, too.
+    if start == 0 {
+        return false;
+    }
+    keep_errno(|| {
+        // SAFETY: the kernel reads eight bytes at `start` or says that it cannot; it writes nothing.
+        let refused = unsafe {
+            libc::syscall(libc::SYS_rt_sigprocmask, NOTHING_KNOWN, start as *const c_void, null_mut::<c_void>(), 8usize)
+        };
+        // SAFETY: errno is valid in every thread.
+        refused == 0 || unsafe { *libc::__errno_location() } != libc::EFAULT
+    })
 }
 
 const MEMBARRIER_QUERY: c_int = 0;
@@ -366,6 +377,12 @@ pub(crate) fn stay_loaded() {
         // The program itself stays anyway. Its headers lie in its first page.
         let headers = libc::getauxval(libc::AT_PHDR) as usize;
         if headers.wrapping_sub(found.dli_fbase as usize) < 4096 {
+            return;
+        }
+        // So does a library that was there before the program, whose `malloc` everybody has. Nor may it be opened now:
+        // the dynamic linker itself may be the caller, in the middle of another.
+        #[cfg(feature = "capi")]
+        if super::c_library::is_the_malloc(crate::capi::malloc as *const c_void) {
             return;
         }
         keep_errno(|| libc::dlopen(found.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE));

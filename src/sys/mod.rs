@@ -16,14 +16,19 @@
 //! | ordering | `register_membarrier`, `fence_cpu` |
 //! | waiting | `futex_wait`, `futex_wake` |
 //! | rseq | `glibc_rseq`, `register_rseq` |
+//! | C interface | `set_errno`, `is_single_threaded` |
 //! | process | `page_size`, `environment`, `spawn`, `with_signals_blocked`, `at_fork`, `stay_loaded`, `on_thread_exit`, `die` |
 
+#[cfg(all(feature = "capi", not(any(pcpalloc_twin, miri))))]
+mod c_library;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 mod cpus;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 pub mod failures;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 mod linux;
+#[cfg(all(feature = "capi", not(any(pcpalloc_twin, miri))))]
+pub(crate) use c_library::*;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 pub(crate) use {cpus::*, linux::*};
 

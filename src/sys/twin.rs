@@ -82,7 +82,7 @@ pub(crate) unsafe fn advise_huge(_start: NonNull<u8>, _len: usize, _huge: bool) 
     true
 }
 
-pub(crate) fn is_mapped(_start: usize) -> bool {
+pub(crate) fn is_readable(_start: usize) -> bool {
     true
 }
 
@@ -213,4 +213,12 @@ pub(crate) fn name_thread(_id: u32, line: &mut super::Message) {
 
 pub(crate) fn report(line: &[u8]) {
     eprint!("{}", String::from_utf8_lossy(line));
+}
+
+#[cfg(feature = "capi")]
+pub(crate) fn look_for_threads() {}
+
+#[cfg(feature = "capi")]
+pub(crate) fn is_single_threaded() -> bool {
+    false
 }

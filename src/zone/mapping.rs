@@ -32,6 +32,22 @@ struct Header {
 
 const MAGIC: usize = 0x7063_7061_6c6c_6f63;
 
+const FOREIGN: &str = "a pointer that is not from this allocator was freed or resized";
+
+/// The header in front of a block of ours; `None` if the pointer is not one of this module. Any address may be asked
+/// about that lies in no zone: what is there is read only if it can be.
+fn find<'a>(block: NonNull<u8>) -> Option<&'a mut Header> {
+    let address = sys::addr(block);
+    let at = address.wrapping_sub(sys::page_size());
+    if !address.is_multiple_of(sys::page_size()) || address < sys::page_size() || !sys::is_readable(at) {
+        return None;
+    }
+    // SAFETY: the page in front of the block can be read; for a block of ours it holds the header, which
+    // nobody else refers to while the caller owns the block.
+    let header = unsafe { &mut *(at as *mut Header) };
+    (header.magic == address ^ MAGIC).then_some(header)
+}
+
 /// The header in front of a block of ours; ends the process if there is none.
 ///
 /// # Safety
@@ -42,17 +58,13 @@ unsafe fn header<'a>(block: NonNull<u8>) -> &'a mut Header {
     if Zone::lookup(address).is_some() {
         sys::die("a block was freed or resized with a size that cannot be its own", address);
     }
-    let at = address.wrapping_sub(sys::page_size());
-    if !address.is_multiple_of(sys::page_size()) || address < sys::page_size() || !sys::is_mapped(at) {
-        sys::die("a pointer that is not from this allocator was freed or resized", address);
-    }
-    // SAFETY: the page in front of the block is mapped; for a block of ours it holds the header, which
-    // nobody else refers to while the caller owns the block.
-    let header = unsafe { &mut *(at as *mut Header) };
-    if header.magic != address ^ MAGIC {
-        sys::die("a pointer that is not from this allocator was freed or resized", address);
-    }
-    header
+    find(block).unwrap_or_else(|| sys::die(FOREIGN, address))
+}
+
+/// Bytes usable in a block of this module; `None` if the pointer, which lies in no zone, is to something else.
+#[cfg(feature = "capi")]
+pub(crate) fn usable_at(block: NonNull<u8>) -> Option<usize> {
+    find(block).map(|header| header.usable)
 }
 
 /// A block of `size` bytes aligned to `align`; reads as zero.

@@ -1,7 +1,7 @@
 //! What bounds the memory of all zones, as far as this layer needs to know: limit, high mark, huge pages; and
 //! the bell that calls whoever gives memory back.
 
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use super::{META, mapping, nodes};
 use crate::sys;
@@ -30,6 +30,7 @@ pub(crate) static MARKS: Marks = Marks {
     bell: Bell {
         rings: AtomicU32::new(0),
         listener: AtomicU32::new(NOBODY),
+        due: AtomicBool::new(false),
         starter: AtomicPtr::new(core::ptr::null_mut()),
     },
 };
@@ -57,8 +58,17 @@ pub(crate) static COUNTERS: Counters = Counters {
 struct Bell {
     rings: AtomicU32,
     listener: AtomicU32,
+    /// Somebody is to come who has not been started. Relaxed: a hint.
+    due: AtomicBool,
     starter: AtomicPtr<()>,
 }
+
+/// Whether the worker is started from the allocating side alone, and not at all in a program of one thread.
+///
+/// Where C's `free` is ours it is called under locks of the C library that `pthread_create` takes. A program of one
+/// thread stays one: there the C library locks less, `unshare` works, and a child made by `vfork` has the heap to
+/// itself.
+const STARTS_LATER: bool = cfg!(feature = "capi");
 
 const NOBODY: u32 = 0;
 const AWAKE: u32 = 1;
@@ -113,6 +123,10 @@ impl Marks {
     #[cold]
     fn ring(&self, listener: u32) {
         match listener {
+            NOBODY if STARTS_LATER => {
+                self.bell.due.store(true, Ordering::Relaxed);
+                self.release_excess();
+            }
             NOBODY => {
                 let starter = self.bell.starter.load(Ordering::Acquire);
                 let mine = self.bell.listener.compare_exchange(NOBODY, AWAKE, Ordering::Relaxed, Ordering::Relaxed);
@@ -127,14 +141,38 @@ impl Marks {
                 self.bell.rings.fetch_add(1, Ordering::SeqCst);
                 sys::futex_wake(&self.bell.rings);
             }
-            _ => {
-                // Nobody will come: whoever frees does the least that keeps the bound.
-                let (free, high) = (free_resident(), self.high_now());
-                if free > high {
-                    super::release(free - high / 2);
-                }
-            }
+            // Nobody will come.
+            _ => self.release_excess(),
         }
+    }
+
+    /// What whoever frees does where there is no worker: the least that keeps the bound.
+    fn release_excess(&self) {
+        let (free, high) = (free_resident(), self.high_now());
+        if free > high {
+            super::release(free - high / 2);
+        }
+    }
+
+    /// A zone grew: there will be something to give back.
+    pub(super) fn grew(&self) {
+        if STARTS_LATER && self.bell.listener.load(Ordering::Relaxed) == NOBODY {
+            self.bell.due.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a worker is to be started.
+    #[cfg(feature = "capi")]
+    #[inline]
+    pub(crate) fn worker_is_due(&self) -> bool {
+        self.bell.due.load(Ordering::Relaxed)
+    }
+
+    /// Says that the worker is being started by the caller; false if somebody else was first.
+    #[cfg(feature = "capi")]
+    pub(crate) fn claim_worker(&self) -> bool {
+        self.bell.due.swap(false, Ordering::Relaxed)
+            && self.bell.listener.compare_exchange(NOBODY, AWAKE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Calls the worker whatever there is.
@@ -152,6 +190,7 @@ impl Marks {
 
     /// Says that there is no worker, and will be none if `never`; else the next call starts one.
     pub(crate) fn set_absent(&self, never: bool) {
+        self.bell.due.store(false, Ordering::Relaxed);
         self.bell.listener.store(if never { NEVER } else { NOBODY }, Ordering::Relaxed);
     }
 

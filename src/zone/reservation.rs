@@ -15,6 +15,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::buddy::{Buddy, MAX_ORDER, Purpose, Taken};
 use super::marks::{COUNTERS, MARKS};
+#[cfg(feature = "capi")]
+use super::pages::TAG_NONE;
 use super::pages::{Descriptor, Pages};
 use crate::lock::Lock;
 use crate::size_class::{DESCRIPTOR, PAGE, PAGE_SHIFT};
@@ -120,6 +122,21 @@ impl Zone {
         let page = Zone::page_of(address);
         // Relaxed: a valid pointer was handed out after its page was committed.
         (page < zone.committed.load(Ordering::Relaxed)).then_some(zone)
+    }
+
+    /// The tag of the page that `address` lies in, or the one that says nothing if it lies in no zone; exact if the
+    /// caller holds the page.
+    #[cfg(feature = "capi")]
+    #[inline(always)]
+    pub(crate) fn tag_of_page_at(address: usize) -> u8 {
+        let Some(word) = PRESENT.get(address >> (ZONE_SHIFT + 6)) else { return TAG_NONE };
+        // Acquire, paired with the release in `reserve`: the zone was complete before its bit was set.
+        if word.load(Ordering::Acquire) & (1 << ((address >> ZONE_SHIFT) & 63)) == 0 {
+            return TAG_NONE;
+        }
+        // SAFETY: a zone starts there, and every zone begins with tags for as many pages as the largest has: those
+        // that it does not have are not tagged.
+        unsafe { Zone::of(address).tag(Zone::page_of(address)) }
     }
 
     /// Number of the page that holds `address`, counted from its zone's base.
@@ -321,6 +338,7 @@ impl Zone {
         // SAFETY: the range was committed just now and belongs to the zone.
         unsafe { advise(self.address_of(range.start), step, super::resident()) };
         self.with_buddy(|buddy| buddy.add(range));
+        MARKS.grew();
         true
     }
 }

@@ -1,0 +1,38 @@
+//! What the C interface needs of the C library besides memory.
+
+use core::ffi::{c_char, c_void};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+pub(crate) const ENOMEM: i32 = libc::ENOMEM;
+pub(crate) const EINVAL: i32 = libc::EINVAL;
+
+pub(crate) fn set_errno(code: i32) {
+    // SAFETY: `__errno_location` returns this thread's errno, which is valid for as long as the thread runs.
+    unsafe { *libc::__errno_location() = code };
+}
+
+/// glibc's own word on it (2.32 and later). Null where there is none.
+static SINGLE_THREADED: AtomicPtr<c_char> = AtomicPtr::new(null_mut());
+
+/// Finds out how [`is_single_threaded`] is to find out. Called while the heap is brought up: the C library may
+/// allocate here.
+pub(crate) fn look_for_threads() {
+    // SAFETY: the name is a C string; the default scope is always valid.
+    let word = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
+    // Relaxed, here and below: the word is the C library's and there from the start.
+    SINGLE_THREADED.store(word.cast(), Ordering::Relaxed);
+}
+
+/// Whether the process has never had a second thread, or the C library knows that it has none now.
+pub(crate) fn is_single_threaded() -> bool {
+    let word = SINGLE_THREADED.load(Ordering::Relaxed);
+    // SAFETY: glibc defines it as a `char`, which only a thread writes that is the only one.
+    !word.is_null() && unsafe { word.read_volatile() } != 0
+}
+
+/// Whether `function` is what the whole process means by the name `malloc`.
+pub(super) fn is_the_malloc(function: *const c_void) -> bool {
+    // SAFETY: as in `look_for_threads`.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr()) }.cast_const() == function
+}

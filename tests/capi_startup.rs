@@ -1,0 +1,65 @@
+//! A C library that allocates while the heap is being brought up.
+
+#![cfg(all(feature = "capi", target_env = "gnu", not(any(loom, pcpalloc_twin))))]
+
+mod capi_common;
+mod common;
+
+use std::ffi::{c_char, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use capi_common::{c, exercise};
+use common::child::{self, Child};
+use common::kernel::Kernel;
+use common::{HEAP, on_threads};
+use pcpalloc::PcpAlloc;
+
+#[global_allocator]
+static GLOBAL: PcpAlloc = PcpAlloc::new();
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// `dlsym` as it is for a name that is not there: what it says of that is a block. glibc before 2.35 is asked for names
+/// that it does not have.
+///
+/// # Safety
+/// As for `dlsym`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
+    CALLS.fetch_add(1, Ordering::Relaxed);
+    let blocks = [c::malloc(100), c::calloc(10, 1000), c::memalign(64, 5000), c::malloc(300_000), c::malloc(5 << 20)];
+    // SAFETY: the caller's obligation; every glibc for this architecture has this version of the other name.
+    let found = unsafe { libc::dlvsym(handle, name, c"GLIBC_2.2.5".as_ptr()) };
+    // SAFETY: as above: those that came later.
+    let found = if found.is_null() { unsafe { libc::dlvsym(handle, name, c"GLIBC_2.35".as_ptr()) } } else { found };
+    // SAFETY: as above.
+    let found = if found.is_null() { unsafe { libc::dlvsym(handle, name, c"GLIBC_2.32".as_ptr()) } } else { found };
+    for block in blocks {
+        assert!(!block.is_null());
+        c::free(c::realloc(block, 700));
+    }
+    found
+}
+
+/// Hangs if a thread that brings the heap up waits for itself: in `heap::bring_up` (`src/heap.rs`), do not compare
+/// `BRINGER`.
+#[test]
+fn the_heap_comes_up_though_it_is_used_meanwhile() {
+    const NAME: &str = "the_heap_comes_up_though_it_is_used_meanwhile";
+    child::body(NAME, |kernel| {
+        assert!(CALLS.load(Ordering::Relaxed) >= 2, "it was asked for names");
+        on_threads([1, 2].map(|seed| move || exercise(seed, 500)));
+        let mode = HEAP.stats().mode;
+        assert_eq!(format!("{mode:?}"), kernel);
+    });
+    for (kernel, mode) in [
+        (Kernel::Whole, "LibcRseq"),
+        (Kernel::LibcWithoutRseq, "OwnRseq"),
+        (Kernel::WithoutRseq(libc::ENOSYS), "PerThread"),
+    ] {
+        // On another architecture, and without rseq in the C library, there are fewer modes.
+        if cfg!(target_arch = "x86_64") && common::kernel::libc_has_registered() {
+            Child::new(NAME, mode).kernel(kernel).run().succeeded();
+        }
+    }
+}
