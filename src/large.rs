@@ -97,37 +97,24 @@ fn zero(run: &Run, pages: u32) {
 /// `block` is a block from [`alloc`] for this size and alignment that is not used any more.
 pub(crate) unsafe fn free(block: NonNull<u8>, size: usize, align: usize) {
     match kind(size, align) {
-<<<<<<< HEAD
-        Kind::Run(pages) => {
-            let (zone, page) = run_at(block, TAG_RUN);
-            if !zone.free_run(page, pages) {
-                sys::die(WRONG_SIZE, sys::addr(block));
-            }
-            nodes()[zone.node()].run_bytes.fetch_sub((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
-        }
-=======
         Kind::Run(pages) => free_run(block, pages),
->>>>>>> capi
         // SAFETY: the caller's obligation.
         _ => unsafe { mapping::free(block, size) },
     }
 }
 
-<<<<<<< HEAD
+fn free_run(block: NonNull<u8>, pages: u32) {
+    let (zone, page) = run_at(block, TAG_RUN);
+    if !zone.free_run(page, pages) {
+        sys::die(WRONG_SIZE, sys::addr(block));
+    }
+    nodes()[zone.node()].run_bytes.fetch_sub((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
+}
+
 const WRONG_SIZE: &str = "a block was freed or resized with a size that cannot be its own";
 
 /// Where a run lies; ends the process if the block is no run of this tag.
 fn run_at(block: NonNull<u8>, tag: u8) -> (&'static Zone, u32) {
-=======
-fn free_run(block: NonNull<u8>, pages: u32) {
-    let (zone, page) = run_at(block, TAG_RUN, pages);
-    nodes()[zone.node()].run_bytes.fetch_sub((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
-    zone.free(page, pages, pages);
-}
-
-/// Where a run lies; ends the process if the block is no run of this tag and length.
-fn run_at(block: NonNull<u8>, tag: u8, pages: u32) -> (&'static Zone, u32) {
->>>>>>> capi
     let address = sys::addr(block);
     match tag_at(block) {
         None => sys::die("a pointer that is not from this allocator was freed or resized", address),

@@ -3,6 +3,7 @@
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pcpalloc::rcu::{
     self, Backlog, BlockSource, Cookie, Domain, Heap, RcuCell, RcuHead, RcuReport, RcuStats, ReadGuard,
@@ -81,11 +82,17 @@ fn deferral() {
 
     let _free: unsafe fn(NonNull<u8>, Layout) = rcu::free;
     let _free_nolock: unsafe fn(NonNull<RcuHead>, NonNull<u8>, Layout) = rcu::free_nolock;
-    let _call: unsafe fn(NonNull<RcuHead>, unsafe fn(NonNull<RcuHead>)) = rcu::call;
-    const HEAD: RcuHead = RcuHead::new();
-    let _ = HEAD;
+    static CALLED: AtomicBool = AtomicBool::new(false);
+    static HEAD: RcuHead = RcuHead::new();
+    unsafe fn called(head: NonNull<RcuHead>) {
+        assert_eq!(head, NonNull::from(&HEAD));
+        CALLED.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the head is used for nothing else, and what is called only looks at its address.
+    unsafe { rcu::call(NonNull::from(&HEAD), called) };
     rcu::retire(Box::new(String::from("later")));
     rcu::barrier();
+    assert!(CALLED.load(Ordering::Relaxed));
     let _: RcuReport = rcu::drain();
     let Backlog { low, high } = rcu::watermarks();
     rcu::set_watermarks(Backlog { low, high }).expect("what is in force");

@@ -384,7 +384,8 @@ impl Buddy {
         while page < self.end {
             let tag = self.pages.tag(page);
             if let Some(run) = self.parked.starting_at(page) {
-                assert_eq!((tag, self.pages.warm_in(run.clone())), (TAG_NONE, run.end - run.start));
+                let whole = self.pages.warm_in(run.clone()) == run.end - run.start;
+                sure(tag == TAG_NONE && whole, "a parked run carries no tag and is warm")?;
                 free += run.end - run.start;
                 free_warm += run.end - run.start;
                 page = run.end;

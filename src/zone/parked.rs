@@ -74,7 +74,7 @@ impl Parked {
     }
 
     /// The run that starts at `page`.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "debug"))]
     pub(super) fn starting_at(&self, page: u32) -> Option<Range<u32>> {
         self.runs[..self.len()].iter().find(|run| run.start == page).cloned()
     }
