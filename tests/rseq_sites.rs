@@ -34,7 +34,7 @@ fn block(size: usize) -> Block {
 /// What a program does, by name; each comes to some of the sections.
 type Scenario = (&'static str, fn());
 
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 15] = [
     ("take what another path gave back", || {
         // SAFETY: ours, and not used.
         [raw(SIZE), raw(SIZE)].into_iter().for_each(|block| unsafe { HEAP.dealloc(block.as_ptr(), layout(SIZE, 8)) });
@@ -104,6 +104,27 @@ const SCENARIOS: [Scenario; 14] = [
                 rcu::free_nolock(head, object, layout(size, 8));
             }
         }
+        rcu::barrier();
+    }),
+    ("call, nolock", || {
+        // SAFETY: called once, with a block from `raw`.
+        unsafe fn give_back(head: NonNull<RcuHead>) {
+            // SAFETY: as above.
+            unsafe { HEAP.dealloc(head.cast().as_ptr(), layout(64, 8)) };
+        }
+        // SAFETY: a block that nobody else knows. It makes room for the next.
+        unsafe { rcu::free(raw(64), layout(64, 8)) };
+        // While somebody reads they add up, and the last of them go into a page.
+        let guard = rcu::read_lock();
+        for _ in 0..80 {
+            let head = raw(64).cast::<RcuHead>();
+            // SAFETY: a block that nobody else knows, large enough for the head.
+            unsafe {
+                head.write(RcuHead::new());
+                rcu::call(head, give_back);
+            }
+        }
+        drop(guard);
         rcu::barrier();
     }),
     ("defer what is large", || {
