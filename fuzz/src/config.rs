@@ -84,13 +84,30 @@ const WORDS: [&str; 24] = [
     "off",
 ];
 
-/// Any text, and any sequence of words, sets what a second reading of it sets.
+const NAMES: [&str; 7] = ["limit", "min", "low", "high", "thp", "worker", "speed"];
+const UNITS: [&str; 8] = ["", "k", "m", "g", "K", "M", "G", "kb"];
+
+/// Settings that are well-formed, most of them: two bytes each.
+fn settings(input: &[u8]) -> String {
+    let setting = |pair: &[u8]| {
+        let (name, value) = (pair[0] as usize, pair[1] as usize);
+        let value = match name % 7 {
+            4 => ["auto", "always", "never", "on"][value % 4].to_owned(),
+            5 => ["on", "off", "auto", ""][value % 4].to_owned(),
+            _ => format!("{}{}", value / 8 * (1 + name / 7), UNITS[value % 8]),
+        };
+        format!("{}:{value},", NAMES[name % 7])
+    };
+    input.chunks_exact(2).map(setting).collect()
+}
+
+/// Any text, any sequence of words, and any sequence of settings set what a second reading of it sets.
 pub fn config(input: &[u8]) {
-    let text: Vec<u8> = match input.split_first() {
-        Some((first, rest)) if first % 2 == 0 => {
-            rest.iter().flat_map(|byte| WORDS[*byte as usize % WORDS.len()].bytes()).collect()
-        }
-        _ => input.iter().copied().filter(|byte| *byte != 0).collect(),
+    let (first, rest) = input.split_first().unwrap_or((&0, &[]));
+    let text: Vec<u8> = match first % 3 {
+        0 => rest.iter().flat_map(|byte| WORDS[*byte as usize % WORDS.len()].bytes()).collect(),
+        1 => rest.iter().copied().filter(|byte| *byte != 0).collect(),
+        _ => settings(rest).into_bytes(),
     };
     let text = String::from_utf8_lossy(&text).into_owned();
     let (found, left_out) = configured_by(&CString::new(text.as_str()).expect("no byte of it is 0"));

@@ -92,8 +92,10 @@ impl Section {
         if !last.stores || last.jump.is_some() {
             return Some("its last instruction is not the commit");
         }
-        if others.iter().any(|i| i.jump.is_some_and(|(_, target)| target < self.start)) {
-            return Some("it jumps back over its start");
+        let inside = |target| (self.start..self.end).contains(&target);
+        let begins = |target| self.instructions.iter().any(|i| i.at == target);
+        if others.iter().any(|i| i.jump.is_some_and(|(_, target)| inside(target) && !begins(target))) {
+            return Some("it jumps into the middle of an instruction");
         }
         // SAFETY: the signature precedes every abort handler.
         let signature = unsafe { ((self.abort - 4) as *const u32).read_unaligned() };
