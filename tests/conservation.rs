@@ -30,11 +30,14 @@ const CLASS: usize = 5;
 /// Tokens, and the room in an array: all of them fit into one.
 const TOKENS: usize = 120;
 const ROOM: usize = TOKENS + 8;
+/// Tokens that nolock allocation leaves on a stack.
+const FLOOR: usize = 2;
 const STACKS: [Stack; 2] = [Stack::Class(CLASS), Stack::Deferred];
 
 /// Whether somebody holds the token of this number.
 static HELD: [AtomicBool; TOKENS + 1] = [const { AtomicBool::new(false) }; TOKENS + 1];
 static TWICE: AtomicUsize = AtomicUsize::new(0);
+static ABOVE_FLOOR: AtomicUsize = AtomicUsize::new(0);
 static OPERATIONS: AtomicUsize = AtomicUsize::new(0);
 static ABORTED: AtomicUsize = AtomicUsize::new(0);
 /// The CPUs there are; a thread that has been moved sees but one.
@@ -42,9 +45,14 @@ static CPUS: OnceLock<Vec<usize>> = OnceLock::new();
 /// What a handler could not put back.
 static LEFT: [AtomicUsize; TOKENS] = [const { AtomicUsize::new(0) }; TOKENS];
 
+/// A token's word is 16 times its number: as for addresses of blocks, small numbers mean other things.
+fn held(token: usize) -> Option<&'static AtomicBool> {
+    HELD.get(token / 16).filter(|_| token > 0 && token.is_multiple_of(16))
+}
+
 /// A token was found: whether it is the finder's. Async-signal-safe.
 fn found(token: usize) -> bool {
-    let new = HELD.get(token).is_some_and(|held| token != 0 && !held.swap(true, Ordering::Relaxed));
+    let new = held(token).is_some_and(|held| !held.swap(true, Ordering::Relaxed));
     if !new {
         TWICE.fetch_add(1, Ordering::Relaxed);
     }
@@ -53,9 +61,9 @@ fn found(token: usize) -> bool {
 
 /// Puts a token back by `put`; whether it went.
 fn give(token: usize, put: impl FnOnce(usize) -> bool) -> bool {
-    HELD[token].store(false, Ordering::Relaxed);
+    HELD[token / 16].store(false, Ordering::Relaxed);
     let gone = put(token);
-    if !gone && HELD[token].swap(true, Ordering::Relaxed) {
+    if !gone && HELD[token / 16].swap(true, Ordering::Relaxed) {
         TWICE.fetch_add(1, Ordering::Relaxed);
     }
     gone
@@ -63,10 +71,9 @@ fn give(token: usize, put: impl FnOnce(usize) -> bool) -> bool {
 
 /// Takes a token as nolock allocation does, and puts it back.
 extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
-    if let Found::Word(token) = trial::pop_above_floor(CLASS)
-        && found(token)
-        && !(0..4).any(|_| give(token, |token| trial::push_batch(CLASS, &[token]) == 1))
-    {
+    let Found::Word(token) = trial::pop_above_floor(CLASS) else { return };
+    ABOVE_FLOOR.fetch_add(1, Ordering::Relaxed);
+    if found(token) && !(0..4).any(|_| give(token, |token| trial::push_batch(CLASS, &[token]) == 1)) {
         let free = |slot: &&AtomicUsize| slot.compare_exchange(0, token, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         assert!(LEFT.iter().any(|slot| free(&slot)), "there is room for every token");
     }
@@ -99,6 +106,7 @@ impl Place {
             // SAFETY: nobody operates on the stacks yet; the array has a 0 in front and room for the rest.
             unsafe { place.stacks.install(stack, arrays[0].as_mut_ptr().add(1), 0, ROOM) };
         }
+        place.stacks.set_floor(CLASS, place.arrays.lock().unwrap()[0][0].as_mut_ptr(), 1 + FLOOR);
         place
     }
 
@@ -119,6 +127,7 @@ impl Place {
             from[1..].fill(usize::MAX >> 1);
             // SAFETY: the CPU is stopped; the array has a 0 in front and room for all tokens.
             unsafe { self.stacks.install(STACKS[0], to.as_mut_ptr().add(1), len, len + random.below(ROOM - len)) };
+            self.stacks.set_floor(CLASS, to.as_mut_ptr(), 1 + FLOOR);
             true
         });
         if moved == Some(true) {
@@ -167,7 +176,7 @@ fn operate(held: &mut Vec<usize>, random: &mut Random) {
         5 | 6 => {
             let count = held.len().min(random.below(8));
             let batch = held.split_off(held.len() - count);
-            batch.iter().for_each(|&token| HELD[token].store(false, Ordering::Relaxed));
+            batch.iter().for_each(|&token| HELD[token / 16].store(false, Ordering::Relaxed));
             let put = trial::push_batch(CLASS, &batch);
             held.extend(batch[put..].iter().filter(|&&token| found(token)));
         }
@@ -249,7 +258,7 @@ fn tokens(broken: Broken, turn: u64, rounds: usize) {
     // The one who resizes needs to be on a CPU to do so, and is to be moved from there.
     let (storm, unrest) = (Storm::default(), Storm::default());
     let [drains, resizes, exits] = [const { AtomicUsize::new(0) }; 3];
-    let pool = Mutex::new((1..=TOKENS).collect::<Vec<_>>());
+    let pool = Mutex::new((1..=TOKENS).map(|number| 16 * number).collect::<Vec<_>>());
     HELD[1..].iter().for_each(|held| held.store(true, Ordering::Relaxed));
     std::thread::scope(|scope| {
         let (storm, unrest, places, pool) = (&storm, &unrest, &places, &pool);
@@ -329,6 +338,7 @@ fn tokens(broken: Broken, turn: u64, rounds: usize) {
     all.dedup();
     say("lost", TOKENS - all.len());
     say("twice", TWICE.load(Ordering::Relaxed) + count - all.len());
+    say("above the floor", ABOVE_FLOOR.load(Ordering::Relaxed));
     say("operations", OPERATIONS.load(Ordering::Relaxed));
     let counts = [&drains, &resizes, &exits, &storm.moves, &storm.signals, &storm.fences, &ABORTED];
     let [drains, resizes, exits, moves, signals, fences, missed] = counts.map(|count| count.load(Ordering::Relaxed));
@@ -363,12 +373,16 @@ fn tokens_are_conserved() {
         let (name, turn) = name_and_turn(argument);
         tokens(broken(name).0, turn, 120_000);
     });
+    let mut above_floor = 0;
     for turn in 0..scaled(8) {
         let outcome = run_tokens("whole", turn).succeeded();
         println!("{} operations on {TOKENS} tokens: {}", outcome.value("operations"), outcome.value("report"));
         assert_eq!((outcome.number("lost"), outcome.number("twice")), (0, 0), "{outcome:#?}");
+        above_floor += outcome.number("above the floor");
         assert!(outcome.number("drains") > 50 && outcome.number("resizes") > 10, "{outcome:#?}");
     }
+    println!("handlers took {above_floor} tokens");
+    assert!(above_floor > 40);
 }
 
 /// What the test above can see: each fault loses tokens or hands them out twice, or ends the process.

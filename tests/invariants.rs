@@ -6,11 +6,12 @@ mod common;
 
 use std::alloc::GlobalAlloc;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::block::layout;
-use common::child::{self, Child};
+use common::child::{self, Child, in_a_fork};
 use common::kernel::Kernel;
-use common::{Block, HEAP, KIB, MIB, Random, scaled};
+use common::{Block, HEAP, KIB, MIB, Random, cpus, move_thread, scaled, thread_number};
 use pcpalloc::Drain;
 use pcpalloc::debug::{Level, check};
 
@@ -104,4 +105,37 @@ fn misuse_is_seen_that_the_heap_cannot_see() {
     for what in ["twice", "elsewhere"] {
         Child::new(NAME, what).run().succeeded();
     }
+}
+
+/// Statistics are read while another CPU gets its first stacks.
+///
+/// Red if a region is taken out of a sum that it is not part of yet: in `stats` (`src/control/stats.rs`), add
+/// `META.bytes()` before the regions are looked at and subtract each region's length from the sum; in one of a thousand
+/// rounds or so.
+#[test]
+fn statistics_while_stacks_are_made() {
+    const NAME: &str = "statistics_while_stacks_are_made";
+    child::body(NAME, |_| {
+        let cpus = cpus();
+        for round in 0..scaled(500) {
+            let status = in_a_fork(|| {
+                move_thread(thread_number(), cpus[0]);
+                drop(Block::new(1, 1, 0));
+                let done = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        move_thread(thread_number(), cpus[cpus.len() - 1]);
+                        drop(Block::new(1, 1, 0));
+                        done.store(true, Ordering::Relaxed);
+                    });
+                    while !done.load(Ordering::Relaxed) {
+                        let stats = HEAP.stats();
+                        assert!(stats.metadata < 64 * MIB, "{stats}");
+                    }
+                });
+            });
+            assert_eq!(status, 0, "process {round}: how it ended, as waitpid says");
+        }
+    });
+    Child::new(NAME, "").run().succeeded();
 }

@@ -94,11 +94,12 @@ pub(crate) fn stats() -> Stats {
     }
     stats.percpu_cached = percpu::cached_bytes() + transfer::bytes();
     stats.in_use = out.saturating_sub(stats.percpu_cached);
-    stats.metadata += META.bytes();
+    let mut spanned = 0;
     for region in percpu::regions() {
         let (start, len) = region.memory();
-        // Counted as handed out by META, though most of a region is never touched.
-        stats.metadata = stats.metadata - len + sys::resident_bytes(start, len);
+        // Counted below as handed out by META, though most of a region is never touched.
+        spanned += len;
+        stats.metadata += sys::resident_bytes(start, len);
         let counters = region.counters();
         stats.refills += counters.refills.load(Ordering::Relaxed);
         stats.flushes += counters.flushes.load(Ordering::Relaxed);
@@ -107,6 +108,8 @@ pub(crate) fn stats() -> Stats {
         stats.nolock_misses += counters.nolock_misses.load(Ordering::Relaxed);
         stats.nolock_refusals += counters.nolock_refusals.load(Ordering::Relaxed);
     }
+    // Asked last, so that it covers every region seen above, whoever makes others meanwhile.
+    stats.metadata += META.bytes() - spanned;
     stats.resident = stats.in_use + stats.percpu_cached + stats.free_resident + stats.metadata;
     stats
 }

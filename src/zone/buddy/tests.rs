@@ -14,6 +14,8 @@ struct World {
     held: Vec<(Range<u32>, u32)>,
     owner: Vec<bool>,
     touched: Vec<bool>,
+    /// The least that was free and warm since the buddy was last asked.
+    least: u32,
     _tables: (Vec<Descriptor>, Vec<AtomicU8>, Vec<u64>),
 }
 
@@ -29,7 +31,7 @@ impl World {
         let mut buddy = Buddy::new(pages);
         buddy.add(FIRST..end);
         let (owner, touched) = (vec![false; PAGES as usize], vec![false; PAGES as usize]);
-        World { buddy, held: Vec::new(), owner, touched, _tables: (descriptors, tags, warm) }
+        World { buddy, held: Vec::new(), owner, touched, least: 0, _tables: (descriptors, tags, warm) }
     }
 
     fn hold(&mut self, pages: Range<u32>, warm: u32, tag: u32) {
@@ -93,6 +95,11 @@ impl World {
         }
     }
 
+    fn ask(&mut self) {
+        assert_eq!(self.buddy.take_least_warm(), self.least, "the least that was free since last asked");
+        self.least = self.buddy.free_warm_pages();
+    }
+
     fn cool(&mut self, least: u32) {
         if let Some((block, warm)) = self.buddy.take_warm(least, 40) {
             assert!(warm <= 40);
@@ -110,6 +117,7 @@ enum Step {
     Free(usize, u32),
     Extend(usize, u32),
     Cool(u32),
+    Ask,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -119,6 +127,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<usize>(), prop_oneof![0u32..=64, Just(1 << MAX_ORDER)]).prop_map(|(i, t)| Step::Free(i, t)),
         1 => (any::<usize>(), 1u32..200).prop_map(|(i, n)| Step::Extend(i, n)),
         1 => (0u32..4).prop_map(Step::Cool),
+        1 => Just(Step::Ask),
     ]
 }
 
@@ -134,7 +143,10 @@ proptest! {
                 Step::Free(nth, touched) => world.free(nth, touched),
                 Step::Extend(nth, more) => world.extend(nth, more),
                 Step::Cool(least) => world.cool(least),
+                Step::Ask => world.ask(),
             }
+            // As many as `check` counts below.
+            world.least = world.least.min(world.buddy.free_warm_pages());
             assert_eq!(world.buddy.check(FIRST), Ok(()));
         }
         while !world.held.is_empty() {
