@@ -366,7 +366,7 @@ pub(crate) fn stay_loaded() {
         // So does a library that was there before the program, whose `malloc` everybody has. Nor may it be opened now:
         // the dynamic linker itself may be the caller, in the middle of another.
         #[cfg(feature = "capi")]
-        if super::c_library::is_the_malloc(crate::capi::malloc as *const c_void) {
+        if super::c_library::malloc_is_in(found.dli_fbase) {
             return;
         }
         keep_errno(|| libc::dlopen(found.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE));
