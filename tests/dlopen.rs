@@ -83,7 +83,7 @@ fn address_space() -> usize {
 }
 
 /// Red if a library that is closed takes along what the kernel or a thread still wants of it: in `heap::bring_up`
-/// (`src/heap.rs`), do not call `sys::stay_loaded`.
+/// (`src/heap.rs`), do not call `sys::stay_loaded`. With feature `capi`, in `malloc_is_in` (`src/sys/c_library.rs`), say yes.
 #[test]
 fn a_library_comes_and_goes() {
     const NAME: &str = "a_library_comes_and_goes";

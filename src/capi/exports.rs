@@ -9,7 +9,7 @@ use crate::sys::{self, EINVAL, ENOMEM};
 
 /// A block of `size` bytes; null and `ENOMEM` if there is none. (C23 §7.24.4.6)
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn malloc(size: usize) -> *mut c_void {
+extern "C" fn malloc(size: usize) -> *mut c_void {
     allocate(size).cast()
 }
 

@@ -15,6 +15,7 @@
 //! - A pointer that is not to a block of the heap is told from one that is. In memory of the heap, or nowhere, it is
 //!   a mistake that ends the process. Anything else may be a block of another heap: the first such pointer is
 //!   reported, and all are left alone.
+//! - `mallopt` and `malloc_info` stay the C library's, and are about a heap that nobody uses.
 //! - C++'s operators are not exported: those of the C++ library call `malloc` and `free`, run the new-handler and
 //!   throw `std::bad_alloc`, which Rust cannot. Nor would it be safe to: a program that replaces `operator new` and
 //!   the plain `operator delete` counts on the sized one to call the latter.
@@ -26,8 +27,6 @@
 
 mod exports;
 mod report;
-
-pub(crate) use exports::malloc;
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, copy_nonoverlapping, null_mut};

@@ -31,8 +31,12 @@ pub(crate) fn is_single_threaded() -> bool {
     !word.is_null() && unsafe { word.read_volatile() } != 0
 }
 
-/// Whether `function` is what the whole process means by the name `malloc`.
-pub(super) fn is_the_malloc(function: *const c_void) -> bool {
-    // SAFETY: as in `look_for_threads`.
-    unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr()) }.cast_const() == function
+/// Whether what the whole process means by the name `malloc` is in the library that starts at `base`.
+pub(super) fn malloc_is_in(base: *mut c_void) -> bool {
+    // SAFETY: as in `look_for_threads`; `Dl_info` is valid when zero, and valid for the write.
+    unsafe {
+        let malloc = libc::dlsym(libc::RTLD_DEFAULT, c"malloc".as_ptr());
+        let mut found: libc::Dl_info = core::mem::zeroed();
+        libc::dladdr(malloc, &mut found) != 0 && found.dli_fbase == base
+    }
 }

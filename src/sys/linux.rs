@@ -318,6 +318,18 @@ pub(crate) fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
+/// What glibc takes of a thread's stack for itself: the thread-local storage of all that is loaded lies there, however
+/// much that is. Elsewhere it is added without our doing.
+fn least_stack(attributes: &libc::pthread_attr_t) -> usize {
+    type LeastStack = unsafe extern "C" fn(*const libc::pthread_attr_t) -> usize;
+    // SAFETY: the name is a C string and the default scope always valid. What glibc has by this name is a function of
+    // this type, which the standard library calls as well; it reads the attributes.
+    unsafe {
+        let found = libc::dlsym(libc::RTLD_DEFAULT, c"__pthread_get_minstack".as_ptr());
+        core::mem::transmute::<*mut c_void, Option<LeastStack>>(found).map_or(0, |least| least(attributes))
+    }
+}
+
 /// Starts a thread that runs `body`, on a small stack and with all signals blocked; false if none is to be had.
 ///
 /// Unlike `std`'s it allocates nothing from the allocator above, so any slow path may call this.
@@ -341,7 +353,7 @@ pub(crate) fn spawn(name: &'static CStr, body: extern "C" fn()) -> bool {
         if libc::pthread_attr_init(&mut attributes) != 0 {
             return false;
         }
-        libc::pthread_attr_setstacksize(&mut attributes, STACK);
+        libc::pthread_attr_setstacksize(&mut attributes, STACK + least_stack(&attributes));
         libc::pthread_attr_setdetachstate(&mut attributes, libc::PTHREAD_CREATE_DETACHED);
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
@@ -382,7 +394,7 @@ pub(crate) fn stay_loaded() {
         // So does a library that was there before the program, whose `malloc` everybody has. Nor may it be opened now:
         // the dynamic linker itself may be the caller, in the middle of another.
         #[cfg(feature = "capi")]
-        if super::c_library::is_the_malloc(crate::capi::malloc as *const c_void) {
+        if super::c_library::malloc_is_in(found.dli_fbase) {
             return;
         }
         keep_errno(|| libc::dlopen(found.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE));
