@@ -8,8 +8,8 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use common::{MIB, child};
 use common::memory::{anonymous, page_faults, vmstat};
+use common::{MIB, child};
 use pcpalloc::{PcpAlloc, Watermarks};
 
 #[global_allocator]

@@ -96,8 +96,10 @@ fn three_seconds_after_a_burst_its_memory_is_back() {
         child::say("end", end);
     });
     let outcomes: Vec<_> = std::thread::scope(|scope| {
-        let children: Vec<_> =
-            BURSTS.iter().map(|(name, _)| scope.spawn(|| (*name, child::Child::new(NAME, name).run().succeeded()))).collect();
+        let children: Vec<_> = BURSTS
+            .iter()
+            .map(|(name, _)| scope.spawn(|| (*name, child::Child::new(NAME, name).run().succeeded())))
+            .collect();
         children.into_iter().map(|child| child.join().unwrap()).collect()
     });
     for (name, outcome) in outcomes {

@@ -1,19 +1,20 @@
 //! A program that goes through phases for as long as it likes holds what it needs and no more.
 //!
 //! ```text
-//! in every cycle:   grow      many data sets, each built by a thread of its own, several at a time
-//!                   renew     every other one replaced by one of other sizes
-//!                   shrink    all but a few dropped, by other threads than built them
-//!                   rest      and so on
-//! after each phase: rest until the worker has seen to it, then RSS over live bytes
+//! in every cycle:   grow      data sets of 2 MiB, built by threads that come and go, four at a time
+//!                   renew     half of them freed, by other threads; as many built of objects of other sizes
+//!                   shrink    two thirds freed
+//!                   replace   the rest gives way to new ones
+//! from renewal on, after each phase: rest until the worker has seen to it, then RSS over live bytes
 //! ```
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use common::memory::resident;
-use common::{HEAP, MIB, Random, child, on_threads, scaled};
+use common::{HEAP, MIB, Random, on_threads, scaled};
 use pcpalloc::PcpAlloc;
 
 #[global_allocator]
@@ -66,7 +67,7 @@ impl DataSet {
     }
 }
 
-/// Runs `f` for each of `items` on four threads that come and go: each has a sixteenth of the items at most.
+/// Runs `f` for each of `items` four at a time, on threads that come and go: each handles four.
 fn with_threads<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
     let mut items = items.into_iter().peekable();
     while items.peek().is_some() {
@@ -75,53 +76,65 @@ fn with_threads<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
     }
 }
 
-/// Rests until RSS stops falling, 2 to 6 s, without an allocation; then RSS.
-fn rest() -> usize {
-    std::thread::sleep(Duration::from_millis(2000));
-    resident()
-}
+/// Longer than the worker takes to give back what is not used.
+const REST: Duration = Duration::from_millis(2600);
 
-struct Measured {
+/// One quiet point: bytes live and bytes resident.
+struct Point {
+    phase: &'static str,
     live: usize,
     resident: usize,
 }
 
-/// Positive controls: have `give_back_unused` in `src/control/worker.rs` return at once (the quiet points after
-/// shrinking fail); keep a data set of every cycle (`mem::forget`), and the drift is seen.
+impl Point {
+    fn ratio(&self) -> f64 {
+        self.resident as f64 / self.live as f64
+    }
+}
+
+/// The phases of one cycle on what is live; a quiet point after each.
+fn cycle(number: usize, live: &mut Vec<DataSet>, points: &mut Vec<Point>) {
+    let build = |from: usize, count: usize| {
+        let built = Mutex::new(Vec::new());
+        with_threads((from..from + count).collect(), |n| {
+            // The sizes change from parcel to parcel, so that what is freed served others than what comes next.
+            let sizes = [Sizes::Small, Sizes::Medium, Sizes::Large][n / 16 % 3];
+            let set = DataSet::new(sizes, (number << 32 | n) as u64);
+            built.lock().unwrap().push(set);
+        });
+        built.into_inner().unwrap()
+    };
+    let free = |sets: Vec<DataSet>| with_threads(sets, |set: DataSet| set.check());
+    let mut quiet = |phase, live: &[DataSet]| {
+        std::thread::sleep(REST);
+        points.push(Point { phase, live: live.iter().map(|set| set.bytes).sum(), resident: resident() });
+    };
+    live.extend(build(0, 96));
+    free(live.drain(48..).collect());
+    live.extend(build(1000, 48));
+    quiet("renewed", live);
+    free(live.drain(32..).collect());
+    quiet("shrunk", live);
+    free(live.drain(..16).collect());
+    live.extend(build(2000, 32));
+    free(live.drain(..16).collect());
+    quiet("replaced", live);
+}
+
+/// Positive controls: have `give_back_unused` in `src/control/worker.rs` return at once, and the quiet points after
+/// shrinking fail; leak a data set in every cycle (`std::mem::forget`), and the drift is seen.
 #[test]
 fn phase_after_phase_memory_follows_what_is_live() {
-    const NAME: &str = "phase_after_phase_memory_follows_what_is_live";
-    child::body(NAME, |_| {
-        let began = Instant::now();
-        let mut live: Vec<DataSet> = Vec::new();
-        for cycle in 0..scaled(2) as u64 {
-            let sizes = |n: usize| [Sizes::Small, Sizes::Medium, Sizes::Large][(n + cycle as usize) % 3];
-            let built = std::sync::Mutex::new(Vec::new());
-            let build = |from: usize, count: usize| {
-                with_threads((from..from + count).collect(), |n| {
-                    let set = DataSet::new(sizes(n), cycle << 32 | n as u64);
-                    built.lock().unwrap().push(set);
-                });
-                std::mem::take(&mut *built.lock().unwrap())
-            };
-            let quiet = |phase: &str, live: &Vec<DataSet>| {
-                let bytes: usize = live.iter().map(|set| set.bytes).sum();
-                child::say(&format!("{cycle} {phase}"), format!("{} {}", bytes, rest()));
-                eprintln!("{}\n{}", HEAP.stats(), HEAP.slabinfo());
-            };
-            live.extend(build(0, 96));
-            quiet("grown", &live);
-            let (keep, go): (Vec<_>, Vec<_>) = live.drain(..).enumerate().partition(|(n, _)| n % 2 == 0);
-            with_threads(go, |(_, set)| set.check());
-            live = keep.into_iter().map(|(_, set)| set).collect();
-            live.extend(build(1000, 48));
-            quiet("renewed", &live);
-            let go = live.drain(24..).collect();
-            with_threads(go, |set: DataSet| set.check());
-            quiet("shrunk", &live);
-        }
-        eprintln!("{:?}", began.elapsed());
-    });
-    let outcome = child::Child::new(NAME, "").run().succeeded();
-    println!("{} {}", outcome.stdout, outcome.stderr);
+    let (mut live, mut points) = (Vec::new(), Vec::new());
+    let cycles = scaled(2).max(2);
+    (0..cycles).for_each(|number| cycle(number, &mut live, &mut points));
+    for Point { phase, live, resident } in &points {
+        println!("{phase:8} live {:4} MiB, resident {:4} MiB", live / MIB, resident / MIB);
+    }
+    for point in &points {
+        assert!(point.ratio() < 1.25, "{}: {:.2} times what is live; {}", point.phase, point.ratio(), HEAP.stats());
+    }
+    let (first, last) = (&points[2], &points[points.len() - 1]);
+    let drift = last.ratio() - first.ratio();
+    assert!(drift < 0.05, "the last cycle ends at {:.2}, the first at {:.2}", last.ratio(), first.ratio());
 }

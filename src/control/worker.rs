@@ -7,6 +7,8 @@
 //!     once a second:          give back what was free all second long, down to low
 //!                             empty the stacks of CPUs that did nothing all second long
 //!     free < low:             give memory to free pages, up to high
+//!     near the limit, or a watcher says that memory is short:
+//!                             drain, expedite deferred frees, give everything back; populate nothing
 //! ```
 //!
 //! "Free all second long" is exact: each zone keeps the least that was free since it was last asked. A program
@@ -16,6 +18,8 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
+use super::pressure;
+use super::watch::Watcher;
 use crate::percpu;
 use crate::slab::transfer;
 use crate::sys;
@@ -29,11 +33,12 @@ const NEGLIGIBLE: usize = 512 << 10;
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
 
-/// Says whether there may be a worker. Called once, at initialisation.
-pub(crate) fn init(wanted: bool) {
+/// Says whether there may be a worker, and whether there is something to watch from the start. Called once, at
+/// initialisation.
+pub(crate) fn init(wanted: bool, watching: bool) {
     MARKS.set_starter(start);
     MARKS.set_absent(!wanted);
-    if wanted && MARKS.low.load(Ordering::Relaxed) > 0 {
+    if wanted && (watching || MARKS.low.load(Ordering::Relaxed) > 0) {
         start();
     }
 }
@@ -64,20 +69,30 @@ fn start() {
 extern "C" fn run() {
     let mut second = 0;
     let mut quiet = 0;
+    let mut watcher = Watcher::new();
+    let (mut stalled, mut short) = (false, false);
     loop {
         second = (second + 1) % TICKS_PER_SECOND;
-        let busy = balance() | (second == 0 && give_back_unused());
+        if second == 0 {
+            short = watcher.group_is_short();
+        }
+        let busy = if stalled || short || MARKS.headroom() == 0 { pressure::relieve() > 0 } else { balance() };
+        let busy = busy | (second == 0 && give_back_unused());
         if busy || free_resident() > NEGLIGIBLE.max(MARKS.low.load(Ordering::Relaxed)) {
             quiet = 0;
         } else {
             quiet += 1;
         }
         // Two seconds with nothing to do, so that every CPU's stacks have been looked at twice.
-        if quiet > 2 * TICKS_PER_SECOND && MARKS.low.load(Ordering::Relaxed) == 0 {
+        let idle = quiet > 2 * TICKS_PER_SECOND && MARKS.low.load(Ordering::Relaxed) == 0;
+        if idle && !watcher.is_watching() {
             quiet = 0;
             MARKS.sleep();
         }
-        std::thread::sleep(TICK);
+        // Nothing to do but to watch: once a second is enough.
+        let nap = if idle { TICK * TICKS_PER_SECOND } else { TICK };
+        second = if idle { TICKS_PER_SECOND - 1 } else { second };
+        stalled = watcher.wait(nap);
     }
 }
 
@@ -87,14 +102,16 @@ fn balance() -> bool {
     if free > high {
         return release(free - high) > 0;
     }
-    if free < low {
-        let mut wanted = high - free;
-        for zone in nodes().iter().flat_map(|node| node.zones()) {
-            wanted -= zone.populate_free(wanted).min(wanted);
-        }
-        return true;
+    if low == 0 || free == high {
+        return false;
     }
-    false
+    // Not into the neighbourhood of the limit, where it would be given back again.
+    let mut wanted = (high - free).min(MARKS.headroom());
+    for zone in nodes().iter().flat_map(|node| node.zones()) {
+        let populated = if free < low { zone.populate_free(wanted) } else { zone.populate_partly_warm(wanted) };
+        wanted = wanted.saturating_sub(populated);
+    }
+    free < low
 }
 
 /// Gives back what nobody has used for a second; whether it did something.

@@ -206,6 +206,31 @@ impl Buddy {
         Some(page..page + (1 << order))
     }
 
+    /// Takes a free block out of which some pages have memory behind them and some have not, to be given it in full;
+    /// the caller returns it with [`Buddy::free`]. Looks at the first few of each order, the larger ones first. Says
+    /// how many of its pages are warm.
+    pub(crate) fn take_partly_warm(&mut self) -> Option<(Range<u32>, u32)> {
+        const LOOKS: usize = 4;
+        for order in (0..ORDERS as u32).rev() {
+            let mut page = self.warm[order as usize].head;
+            for _ in 0..LOOKS {
+                if page == NONE {
+                    break;
+                }
+                let block = page..page + (1 << order);
+                let warm = self.pages.warm_in(block.clone());
+                if warm < 1 << order {
+                    self.unlink(page, order);
+                    self.free -= 1 << order;
+                    self.free_warm -= warm;
+                    return Some((block, warm));
+                }
+                page = self.pages.descriptor(page).next;
+            }
+        }
+        None
+    }
+
     /// Takes a warm free block out for its memory to be given back, the largest in front of its list of which at
     /// most `pages` have memory behind them, and none smaller than `1 << least`. The caller returns it with
     /// [`Buddy::return_cold`]. Says how many of its pages are warm.
