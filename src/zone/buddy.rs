@@ -197,11 +197,14 @@ impl Buddy {
     }
 
     /// Takes the largest cold free block out, of at most `1 << most` pages, to be given memory; the caller returns
-    /// it with [`Buddy::free`].
+    /// it with [`Buddy::free`]. A larger one is split if there is none so small.
     pub(crate) fn take_cold(&mut self, most: u32) -> Option<Range<u32>> {
-        let order = (0..=most as usize).rev().find(|&o| self.cold[o].head != NONE)?;
-        let page = self.cold[order].head;
-        self.unlink(page, order as u32);
+        let smaller = (0..=most as usize).rev();
+        let found = smaller.chain(most as usize + 1..ORDERS).find(|&o| self.cold[o].head != NONE)? as u32;
+        let page = self.cold[found as usize].head;
+        self.unlink(page, found);
+        let order = found.min(most);
+        (order..found).for_each(|half| self.link(page + (1 << half), half, false));
         self.free -= 1 << order;
         Some(page..page + (1 << order))
     }

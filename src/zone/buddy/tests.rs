@@ -102,6 +102,31 @@ impl World {
             self.buddy.return_cold(block, true);
         }
     }
+
+    /// Gives memory to a block that has none, or too little.
+    fn heat(&mut self, most: Option<u32>) {
+        let block = match most {
+            Some(most) => {
+                let block = self.buddy.take_cold(most);
+                if let Some(block) = &block {
+                    assert!(block.end - block.start <= 1 << most);
+                    assert!(block.clone().all(|p| !self.touched[p as usize]));
+                }
+                assert!(block.is_some() || self.buddy.cold.iter().all(|list| list.blocks == 0));
+                block
+            }
+            None => self.buddy.take_partly_warm().map(|(block, warm)| {
+                let touched = block.clone().filter(|&p| self.touched[p as usize]).count() as u32;
+                assert!(warm == touched && 0 < warm && warm < block.end - block.start);
+                block
+            }),
+        };
+        if let Some(block) = block {
+            assert!(block.clone().all(|p| !self.owner[p as usize]));
+            block.clone().for_each(|p| self.touched[p as usize] = true);
+            self.buddy.free(block.clone(), block.end - block.start);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +135,7 @@ enum Step {
     Free(usize, u32),
     Extend(usize, u32),
     Cool(u32),
+    Heat(Option<u32>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -119,6 +145,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<usize>(), 0u32..=64).prop_map(|(i, t)| Step::Free(i, t)),
         1 => (any::<usize>(), 1u32..200).prop_map(|(i, n)| Step::Extend(i, n)),
         1 => (0u32..4).prop_map(Step::Cool),
+        1 => prop::option::of(0u32..=MAX_ORDER).prop_map(Step::Heat),
     ]
 }
 
@@ -134,6 +161,7 @@ proptest! {
                 Step::Free(nth, touched) => world.free(nth, touched),
                 Step::Extend(nth, more) => world.extend(nth, more),
                 Step::Cool(least) => world.cool(least),
+                Step::Heat(most) => world.heat(most),
             }
             world.buddy.check(FIRST);
         }
