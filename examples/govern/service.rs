@@ -54,18 +54,20 @@ fn say(line: std::fmt::Arguments) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Does nothing but say how much is live.
-fn rest(time: Duration) {
-    let began = Instant::now();
-    while began.elapsed() < time {
+/// Does nothing but say how much is live, until so many seconds after the start: phases begin by the clock, so that runs
+/// can be compared.
+fn rest_until(start: Instant, seconds: f64) {
+    let end = start + Duration::from_secs_f64(seconds);
+    while Instant::now() < end {
         say(format_args!("live {}", LIVE.load(Ordering::Relaxed)));
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 /// Connections come in on threads of their own: each makes objects of 16 to `most` bytes until it has its share of
-/// `bytes`, with scratch memory on the way. All are there for a while; then they go, in the order in which they came.
-fn burst(threads: usize, bytes: usize, most: usize, while_full: impl FnOnce()) {
+/// `bytes`, with scratch memory on the way. Two and a half seconds after the start they go, in the order in which they
+/// came.
+fn burst(start: Instant, from: f64, threads: usize, bytes: usize, most: usize) {
     const SLICES: usize = 20;
     let (full, over) = (Barrier::new(threads + 1), Barrier::new(threads + 1));
     let held: Vec<Mutex<Vec<Object>>> = (0..threads).map(|_| Mutex::new(Vec::new())).collect();
@@ -100,13 +102,9 @@ fn burst(threads: usize, bytes: usize, most: usize, while_full: impl FnOnce()) {
                 }
             });
         }
-        let filling = Instant::now();
-        while filling.elapsed() < Duration::from_millis(700) {
-            rest(Duration::from_millis(100));
-        }
+        rest_until(start, from + 1.5);
         full.wait();
-        while_full();
-        rest(Duration::from_millis(1000));
+        rest_until(start, from + 2.5);
         over.wait();
     });
 }
@@ -125,21 +123,23 @@ pub fn run(control: impl Fn(Control) -> bool) {
     while LIVE.load(Ordering::Relaxed) < 32 * MIB {
         cache.push(Object::new(16 + random.below(2000)));
     }
-    rest(Duration::from_secs(2));
-    burst(8, 256 * MIB, 500, || {});
-    rest(Duration::from_secs(5));
-    burst(8, 256 * MIB, 300_000, || {});
-    rest(Duration::from_secs(5));
+    let start = Instant::now();
+    rest_until(start, 1.5);
+    burst(start, 1.5, 8, 256 * MIB, 500);
+    rest_until(start, 8.0);
+    burst(start, 8.0, 8, 256 * MIB, 300_000);
+    rest_until(start, 15.0);
     tell(Control::Marks, "marks: 64 to 96 MiB free");
-    rest(Duration::from_secs(2));
-    burst(8, 192 * MIB, 5000, || {});
-    rest(Duration::from_secs(4));
+    rest_until(start, 17.0);
+    burst(start, 17.0, 8, 192 * MIB, 5000);
+    rest_until(start, 23.0);
     tell(Control::NoMarks, "marks off");
-    rest(Duration::from_secs(3));
-    burst(16, 192 * MIB, 1000, || {});
+    rest_until(start, 26.0);
+    burst(start, 26.0, 16, 192 * MIB, 1000);
+    rest_until(start, 28.9);
     tell(Control::Drain, "drain(All)");
     tell(Control::Trim, "trim()");
-    rest(Duration::from_secs(4));
+    rest_until(start, 32.0);
     assert!(cache.iter().all(|object| object.0[0] == 1));
     drop(cache);
 }

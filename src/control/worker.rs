@@ -23,7 +23,7 @@ use super::watch::Watcher;
 use crate::percpu;
 use crate::slab::transfer;
 use crate::sys;
-use crate::zone::{MARKS, free_resident, nodes, release};
+use crate::zone::{MARKS, RUN_MAX, free_resident, nodes, release};
 
 const TICK: Duration = Duration::from_millis(250);
 const TICKS_PER_SECOND: u32 = 4;
@@ -97,21 +97,26 @@ extern "C" fn run() {
 }
 
 /// Keeps free memory between the marks; whether it did something.
+///
+/// Where memory is populated, it is by whole free blocks, so that none is handed out that faults after all; the high
+/// mark is kept to within the largest.
 fn balance() -> bool {
     let (free, low, high) = (free_resident(), MARKS.low.load(Ordering::Relaxed), MARKS.high_now());
-    if free > high {
+    let tolerated = if low > 0 { high.saturating_add(RUN_MAX) } else { high };
+    if free > tolerated {
         return release(free - high) > 0;
     }
-    if low == 0 || free == high {
+    if low == 0 {
         return false;
     }
     // Not into the neighbourhood of the limit, where it would be given back again.
-    let mut wanted = (high - free).min(MARKS.headroom());
+    let wanted = high.saturating_sub(free).max(RUN_MAX).min(MARKS.headroom());
+    let mut populated = 0;
     for zone in nodes().iter().flat_map(|node| node.zones()) {
-        let populated = if free < low { zone.populate_free(wanted) } else { zone.populate_partly_warm(wanted) };
-        wanted = wanted.saturating_sub(populated);
+        let wanted = wanted.saturating_sub(populated);
+        populated += if free < low { zone.populate_free(wanted) } else { zone.populate_partly_warm(wanted) };
     }
-    free < low
+    populated > 0
 }
 
 /// Gives back what nobody has used for a second; whether it did something.

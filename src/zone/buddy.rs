@@ -196,15 +196,13 @@ impl Buddy {
         &mut self.pages
     }
 
-    /// Takes the largest cold free block out, of at most `1 << most` pages, to be given memory; the caller returns
-    /// it with [`Buddy::free`]. A larger one is split if there is none so small.
+    /// Takes a cold free block out, to be given memory; the caller returns it with [`Buddy::free`]. The largest of at
+    /// most `1 << most` pages, or else the smallest of more: splitting it would leave a block that is warm in part.
     pub(crate) fn take_cold(&mut self, most: u32) -> Option<Range<u32>> {
         let smaller = (0..=most as usize).rev();
-        let found = smaller.chain(most as usize + 1..ORDERS).find(|&o| self.cold[o].head != NONE)? as u32;
-        let page = self.cold[found as usize].head;
-        self.unlink(page, found);
-        let order = found.min(most);
-        (order..found).for_each(|half| self.link(page + (1 << half), half, false));
+        let order = smaller.chain(most as usize + 1..ORDERS).find(|&o| self.cold[o].head != NONE)? as u32;
+        let page = self.cold[order as usize].head;
+        self.unlink(page, order);
         self.free -= 1 << order;
         Some(page..page + (1 << order))
     }
@@ -213,7 +211,7 @@ impl Buddy {
     /// the caller returns it with [`Buddy::free`]. Looks at the first few of each order, the larger ones first. Says
     /// how many of its pages are warm.
     pub(crate) fn take_partly_warm(&mut self) -> Option<(Range<u32>, u32)> {
-        const LOOKS: usize = 4;
+        const LOOKS: usize = 64;
         for order in (0..ORDERS as u32).rev() {
             let mut page = self.warm[order as usize].head;
             for _ in 0..LOOKS {

@@ -199,6 +199,14 @@ impl Zone {
         done.then_some(more)
     }
 
+    /// Gives memory to a run that the caller holds and that has none; false if the system refuses.
+    pub(crate) fn populate_run(&self, page: u32, pages: u32) -> bool {
+        let len = (pages as usize) << PAGE_SHIFT;
+        // SAFETY: the run is committed and the caller's. (Where the system's pages are larger, a run need not be whole
+        // ones; then it is left to be faulted in.)
+        len.is_multiple_of(sys::page_size()) && unsafe { sys::populate(self.address_of(page), len) }
+    }
+
     /// Gives memory to the descriptors of a block that is out of the buddy, where slabs will keep their bitmaps.
     fn populate_descriptors(&self, block: &Range<u32>) {
         let page = sys::page_size();
