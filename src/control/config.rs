@@ -121,7 +121,8 @@ impl Config {
         self
     }
 
-    /// Whether to ask the system for transparent huge pages.
+    /// Whether to ask the system for transparent huge pages. `cargo bench --bench settings` measures what they are
+    /// worth on a machine; see [`HugePages`].
     pub const fn thp(mut self, thp: HugePages) -> Self {
         self.thp = thp;
         self
