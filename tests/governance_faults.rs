@@ -40,8 +40,8 @@ fn populated() {
 
 /// Pages of 4 KiB would make 24,400 faults. What is left is the allocator's own: some dozen.
 ///
-/// Positive controls: have `populate_free` in `src/zone/node.rs` leave out `populate_descriptors`, and small objects
-/// fault some hundred times; have `balance` in `src/control/worker.rs` leave out `populate_free`, and all do, 20,000
+/// Positive controls: have `populate_free` in `src/zone/node.rs` leave out `populate_descriptors`, and objects of
+/// 100 bytes fault 400 times; have `balance` in `src/control/worker.rs` leave out `populate_free`, and all do, 20,000
 /// times and more.
 #[test]
 fn growing_by_100_mb_above_the_low_mark_takes_no_page_faults() {
