@@ -13,7 +13,7 @@ use crate::zone::{TAG_RUN, mapping, nodes};
 use crate::{Config, heap, percpu, sys};
 
 /// What `PCPALLOC_CONF` makes of the default settings, and how many of its settings are left out.
-pub fn configured_by(conf: &core::ffi::CStr) -> (Config, usize) {
+pub fn configured_by(conf: &'static core::ffi::CStr) -> (Config, usize) {
     let (mut config, mut problems) = (Config::new(), 0);
     config.override_by(conf, |_| problems += 1);
     (config, problems)

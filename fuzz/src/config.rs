@@ -1,6 +1,6 @@
 //! `PCPALLOC_CONF` against a second reading of what the documentation says.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use pcpalloc::debug::configured_by;
 use pcpalloc::{Config, HugePages, Watermarks};
@@ -12,6 +12,8 @@ struct Expected {
     marks: Watermarks,
     thp: HugePages,
     worker: bool,
+    cgroup: bool,
+    pressure: bool,
 }
 
 fn size(text: &str) -> Option<usize> {
@@ -50,6 +52,10 @@ impl Expected {
             ("thp", "never") => self.thp = HugePages::Never,
             ("worker", "on") => self.worker = true,
             ("worker", "off") => self.worker = false,
+            ("cgroup", "on") => self.cgroup = true,
+            ("cgroup", "off") => self.cgroup = false,
+            ("pressure", "on") => self.pressure = true,
+            ("pressure", "off") => self.pressure = false,
             _ => return None,
         }
         makes_sense(&self.marks).then_some(self)
@@ -57,13 +63,15 @@ impl Expected {
 }
 
 /// The words that settings are made of, for inputs that would never spell them.
-const WORDS: [&str; 24] = [
+const WORDS: [&str; 26] = [
     "limit",
     "min",
     "low",
     "high",
     "thp",
     "worker",
+    "cgroup",
+    "pressure",
     ":",
     ":",
     ",",
@@ -84,19 +92,19 @@ const WORDS: [&str; 24] = [
     "off",
 ];
 
-const NAMES: [&str; 7] = ["limit", "min", "low", "high", "thp", "worker", "speed"];
+const NAMES: [&str; 9] = ["limit", "min", "low", "high", "thp", "worker", "speed", "cgroup", "pressure"];
 const UNITS: [&str; 8] = ["", "k", "m", "g", "K", "M", "G", "kb"];
 
 /// Settings that are well-formed, most of them: two bytes each.
 fn settings(input: &[u8]) -> String {
     let setting = |pair: &[u8]| {
         let (name, value) = (pair[0] as usize, pair[1] as usize);
-        let value = match name % 7 {
+        let value = match name % 9 {
             4 => ["auto", "always", "never", "on"][value % 4].to_owned(),
-            5 => ["on", "off", "auto", ""][value % 4].to_owned(),
-            _ => format!("{}{}", value / 8 * (1 + name / 7), UNITS[value % 8]),
+            5 | 7 | 8 => ["on", "off", "auto", ""][value % 4].to_owned(),
+            _ => format!("{}{}", value / 8 * (1 + name / 9), UNITS[value % 8]),
         };
-        format!("{}:{value},", NAMES[name % 7])
+        format!("{}:{value},", NAMES[name % 9])
     };
     input.chunks_exact(2).map(setting).collect()
 }
@@ -110,9 +118,18 @@ pub fn config(input: &[u8]) {
         _ => settings(rest).into_bytes(),
     };
     let text = String::from_utf8_lossy(&text).into_owned();
-    let (found, left_out) = configured_by(&CString::new(text.as_str()).expect("no byte of it is 0"));
-    let mut expected =
-        Expected { limit: None, marks: Watermarks { min: 0, low: 0, high: 0 }, thp: HugePages::Auto, worker: true };
+    // The environment lasts for ever, and a setting may point into it.
+    let conf = CString::new(text.as_str()).expect("no byte of it is 0").into_raw();
+    // SAFETY: from `into_raw`, and given back below, after the last use of the settings.
+    let (found, left_out) = configured_by(unsafe { CStr::from_ptr(conf) });
+    let mut expected = Expected {
+        limit: None,
+        marks: Watermarks { min: 0, low: 0, high: 0 },
+        thp: HugePages::Auto,
+        worker: true,
+        cgroup: false,
+        pressure: false,
+    };
     let mut wrong = 0;
     for setting in text.split(',').filter(|setting| !setting.is_empty()) {
         let (name, value) = setting.split_once(':').unwrap_or((setting, ""));
@@ -122,8 +139,11 @@ pub fn config(input: &[u8]) {
         }
     }
     let mut config = Config::new().watermarks(expected.marks).thp(expected.thp).worker(expected.worker);
+    config = config.cgroup(expected.cgroup).pressure(expected.pressure);
     if let Some(limit) = expected.limit {
         config = config.limit(limit);
     }
     assert_eq!((found, left_out), (config, wrong), "{text:?}");
+    // SAFETY: as above.
+    drop(unsafe { CString::from_raw(conf) });
 }

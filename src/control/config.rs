@@ -4,6 +4,7 @@ use core::ffi::CStr;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
+use super::watch::{self, Cgroup};
 use crate::sys::{self, Message};
 use crate::zone::{HugePages, MARKS, resident};
 
@@ -72,14 +73,16 @@ impl Watermarks {
 /// ```
 ///
 /// The environment variable `PCPALLOC_CONF` overrides it, setting by setting:
-/// `PCPALLOC_CONF="limit:2g,min:0,low:8m,high:64m,thp:never,worker:off"`. Sizes take `k`, `m`, `g`. What cannot be
-/// understood is reported on standard error and left as it was.
+/// `PCPALLOC_CONF="limit:2g,min:0,low:8m,high:64m,thp:never,worker:off,cgroup:on,pressure:on"`. Sizes take `k`, `m`,
+/// `g`; `cgroup` also takes a directory. What cannot be understood is reported on standard error and left as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     limit: Option<usize>,
     watermarks: Watermarks,
     thp: HugePages,
     worker: bool,
+    cgroup: Cgroup,
+    pressure: bool,
 }
 
 impl Default for Config {
@@ -90,9 +93,16 @@ impl Default for Config {
 
 impl Config {
     /// No limit, watermarks that follow the heap's size, huge pages where they cost little, a worker when there
-    /// is something to give back.
+    /// is something to give back, and nothing outside the process watched.
     pub const fn new() -> Self {
-        Config { limit: None, watermarks: Watermarks { min: 0, low: 0, high: 0 }, thp: HugePages::Auto, worker: true }
+        Config {
+            limit: None,
+            watermarks: Watermarks { min: 0, low: 0, high: 0 },
+            thp: HugePages::Auto,
+            worker: true,
+            cgroup: Cgroup::Off,
+            pressure: false,
+        }
     }
 
     /// Most bytes that the heap may have resident; see [`PcpAlloc::set_limit`](crate::PcpAlloc::set_limit).
@@ -111,7 +121,8 @@ impl Config {
         self
     }
 
-    /// Whether to ask the system for transparent huge pages.
+    /// Whether to ask the system for transparent huge pages. `cargo bench --bench settings` measures what they are
+    /// worth on a machine; see [`HugePages`].
     pub const fn thp(mut self, thp: HugePages) -> Self {
         self.thp = thp;
         self
@@ -124,6 +135,32 @@ impl Config {
         self
     }
 
+    /// Whether the worker watches the memory limits of the process's control group, and of those above it: while
+    /// one has used 15/16 of `memory.max` or `memory.high` (version 1: `memory.limit_in_bytes`,
+    /// `memory.soft_limit_in_bytes`), inactive file pages not counted, everything cached and free is given back and
+    /// nothing is populated. Looks once a second, at the places where control groups are mounted by convention.
+    ///
+    /// These limits are others' too, so they never make allocation answer null; [`Config::limit`] does.
+    pub const fn cgroup(mut self, watch: bool) -> Self {
+        self.cgroup = if watch { Cgroup::Own } else { Cgroup::Off };
+        self
+    }
+
+    /// As [`Config::cgroup`], for the group in this directory alone. A path longer than 500 bytes watches nothing.
+    pub const fn cgroup_at(mut self, directory: &'static str) -> Self {
+        self.cgroup = Cgroup::At(directory.as_bytes());
+        self
+    }
+
+    /// Whether the worker watches pressure stall information: when tasks have waited for memory a tenth of two
+    /// seconds (in the group of [`Config::cgroup`] if that has a `memory.pressure`, else on the machine), everything
+    /// cached and free is given back. Where the kernel has no PSI, or refuses, nothing is watched.
+    #[doc(alias = "psi")]
+    pub const fn pressure(mut self, watch: bool) -> Self {
+        self.pressure = watch;
+        self
+    }
+
     /// Puts the settings in force. Called once, when the heap comes up.
     pub(crate) fn apply(mut self) {
         if let Some(conf) = sys::environment(c"PCPALLOC_CONF") {
@@ -132,11 +169,11 @@ impl Config {
         MARKS.limit.store(self.limit.unwrap_or(usize::MAX), Ordering::Relaxed);
         store_watermarks(self.watermarks);
         MARKS.huge_pages.store(self.thp as u8, Ordering::Relaxed);
-        super::worker::init(self.worker);
+        super::worker::init(self.worker, watch::init(self.cgroup, self.pressure));
     }
 
     /// Takes over what `conf` sets; has what it cannot reported, in a line each.
-    pub(crate) fn override_by(&mut self, conf: &CStr, mut report: impl FnMut(&Message)) {
+    pub(crate) fn override_by(&mut self, conf: &'static CStr, mut report: impl FnMut(&Message)) {
         for setting in conf.to_bytes().split(|&b| b == b',').filter(|s| !s.is_empty()) {
             let before = *self;
             let mut halves = setting.splitn(2, |&b| b == b':');
@@ -152,7 +189,7 @@ impl Config {
         }
     }
 
-    fn set(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+    fn set(&mut self, name: &[u8], value: &'static [u8]) -> Result<(), &'static str> {
         let size = || size(value).ok_or("a size is a number, with k, m or g behind it if you like");
         match name {
             b"limit" => self.limit = if value == b"none" { None } else { Some(size()?) },
@@ -171,16 +208,27 @@ impl Config {
                     _ => return Err("thp is auto, always or never"),
                 }
             }
-            b"worker" => {
-                self.worker = match value {
-                    b"on" => true,
-                    b"off" => false,
-                    _ => return Err("worker is on or off"),
+            b"worker" => self.worker = switch(value).ok_or("worker is on or off")?,
+            b"cgroup" => {
+                self.cgroup = match (switch(value), value) {
+                    (Some(true), _) => Cgroup::Own,
+                    (Some(false), _) => Cgroup::Off,
+                    (None, [b'/', ..]) => Cgroup::At(value),
+                    _ => return Err("cgroup is on, off or a directory"),
                 }
             }
-            _ => return Err("there are limit, min, low, high, thp and worker"),
+            b"pressure" => self.pressure = switch(value).ok_or("pressure is on or off")?,
+            _ => return Err("there are limit, min, low, high, thp, worker, cgroup and pressure"),
         }
         Ok(())
+    }
+}
+
+fn switch(value: &[u8]) -> Option<bool> {
+    match value {
+        b"on" => Some(true),
+        b"off" => Some(false),
+        _ => None,
     }
 }
 
@@ -276,21 +324,25 @@ mod tests {
     #[test]
     fn the_environment_overrides_setting_by_setting() {
         let mut config = Config::new().limit(1 << 20);
-        config.override_by(c"limit:2g,high:64m,thp:never,worker:off,low:8m", |_| unreachable!());
+        config
+            .override_by(c"limit:2g,high:64m,thp:never,worker:off,low:8m,cgroup:/a:b,pressure:on", |_| unreachable!());
         assert_eq!(config.limit, Some(2 << 30));
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 8 << 20, high: 64 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Never, false));
+        assert_eq!((config.cgroup, config.pressure), (Cgroup::At(b"/a:b"), true));
     }
 
     #[test]
     fn what_cannot_be_is_left_out_and_the_rest_is_taken() {
         let mut config = Config::new();
         let mut problems = 0;
-        config.override_by(c"limit:lots,speed:high,high:1m,min:2m,,thp,worker:off", |_| problems += 1);
-        assert_eq!(problems, 4);
+        let conf = c"limit:lots,speed:high,high:1m,min:2m,,thp,worker:off,cgroup:here,pressure";
+        config.override_by(conf, |_| problems += 1);
+        assert_eq!(problems, 6);
         assert_eq!(config.limit, None);
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 0, high: 1 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Auto, false));
+        assert_eq!((config.cgroup, config.pressure), (Cgroup::Off, false));
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub struct DrainReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrimReport {
-    /// Bytes given back to the system.
+    /// Bytes given back to the system, without the tables that belong to them: another 64th.
     pub released: usize,
     /// Bytes of blocks that went back to their slabs first.
     pub drained: usize,

@@ -2,8 +2,10 @@
 
 mod config;
 mod drain;
+mod pressure;
 mod report;
 mod stats;
+mod watch;
 mod worker;
 
 pub use config::{Config, ConfigError, Watermarks};

@@ -160,6 +160,7 @@ impl fmt::Display for VmStat {
             ("pgpopulate", count(&COUNTERS.populated) / PAGE),
             ("pgrelease", count(&COUNTERS.released) / PAGE),
             ("allocstall", count(&COUNTERS.stalls)),
+            ("relief", count(&COUNTERS.reliefs)),
         ];
         rows.iter().try_for_each(|(name, value)| writeln!(f, "{name} {value}"))
     }

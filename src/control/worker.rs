@@ -7,6 +7,8 @@
 //!     once a second:          give back what was free all second long, down to low
 //!                             empty the stacks of CPUs that did nothing all second long
 //!     free < low:             give memory to free pages, up to high
+//!     near the limit, or a watcher says that memory is short:
+//!                             drain, expedite deferred frees, give everything back; populate nothing
 //! ```
 //!
 //! "Free all second long" is exact: each zone keeps the least that was free since it was last asked. A program
@@ -16,10 +18,12 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
+use super::pressure;
+use super::watch::Watcher;
 use crate::percpu;
 use crate::slab::transfer;
 use crate::sys;
-use crate::zone::{MARKS, free_resident, nodes, release};
+use crate::zone::{MARKS, RUN_MAX, free_resident, nodes, release};
 
 const TICK: Duration = Duration::from_millis(250);
 const TICKS_PER_SECOND: u32 = 4;
@@ -29,13 +33,14 @@ const NEGLIGIBLE: usize = 512 << 10;
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
 
-/// Says whether there may be a worker. Called once, at initialisation.
-pub(crate) fn init(wanted: bool) {
+/// Says whether there may be a worker, and whether there is something to watch from the start. Called once, at
+/// initialisation.
+pub(crate) fn init(wanted: bool, watching: bool) {
     MARKS.set_starter(start);
     MARKS.set_absent(!wanted);
     #[cfg(feature = "capi")]
     sys::look_for_threads();
-    if wanted && MARKS.low.load(Ordering::Relaxed) > 0 {
+    if wanted && (watching || MARKS.low.load(Ordering::Relaxed) > 0) {
         MARKS.call();
     }
 }
@@ -80,37 +85,54 @@ fn start() {
 extern "C" fn run() {
     let mut second = 0;
     let mut quiet = 0;
+    let mut watcher = Watcher::new();
+    let (mut stalled, mut short) = (false, false);
     loop {
         second = (second + 1) % TICKS_PER_SECOND;
-        let busy = balance() | (second == 0 && give_back_unused());
+        if second == 0 {
+            short = watcher.group_is_short();
+        }
+        let busy = if stalled || short || MARKS.headroom() == 0 { pressure::relieve() > 0 } else { balance() };
+        let busy = busy | (second == 0 && give_back_unused());
         if busy || free_resident() > NEGLIGIBLE.max(MARKS.low.load(Ordering::Relaxed)) {
             quiet = 0;
         } else {
             quiet += 1;
         }
         // Two seconds with nothing to do, so that every CPU's stacks have been looked at twice.
-        if quiet > 2 * TICKS_PER_SECOND && MARKS.low.load(Ordering::Relaxed) == 0 {
+        let idle = quiet > 2 * TICKS_PER_SECOND && MARKS.low.load(Ordering::Relaxed) == 0;
+        if idle && !watcher.is_watching() {
             quiet = 0;
             MARKS.sleep();
         }
-        std::thread::sleep(TICK);
+        // Nothing to do but to watch: once a second is enough.
+        let nap = if idle { TICK * TICKS_PER_SECOND } else { TICK };
+        second = if idle { TICKS_PER_SECOND - 1 } else { second };
+        stalled = watcher.wait(nap);
     }
 }
 
 /// Keeps free memory between the marks; whether it did something.
+///
+/// Where memory is populated, it is by whole free blocks, so that none is handed out that faults after all; the high
+/// mark is kept to within the largest.
 fn balance() -> bool {
     let (free, low, high) = (free_resident(), MARKS.low.load(Ordering::Relaxed), MARKS.high_now());
-    if free > high {
+    let tolerated = if low > 0 { high.saturating_add(RUN_MAX) } else { high };
+    if free > tolerated {
         return release(free - high) > 0;
     }
-    if free < low {
-        let mut wanted = high - free;
-        for zone in nodes().iter().flat_map(|node| node.zones()) {
-            wanted -= zone.populate_free(wanted).min(wanted);
-        }
-        return true;
+    if low == 0 {
+        return false;
     }
-    false
+    // Not into the neighbourhood of the limit, where it would be given back again.
+    let wanted = high.saturating_sub(free).max(RUN_MAX).min(MARKS.headroom());
+    let mut populated = 0;
+    for zone in nodes().iter().flat_map(|node| node.zones()) {
+        let wanted = wanted.saturating_sub(populated);
+        populated += if free < low { zone.populate_free(wanted) } else { zone.populate_partly_warm(wanted) };
+    }
+    populated > 0
 }
 
 /// Gives back what nobody has used for a second; whether it did something.

@@ -78,6 +78,7 @@ pub(crate) fn reclaim() {
     COUNTERS.stalls.fetch_add(1, Ordering::Relaxed);
     drain_all();
     transfer::drain();
+    MARKS.expedite();
     if MARKS.is_limited() {
         release(usize::MAX);
     }

@@ -414,6 +414,16 @@ impl Core {
         }
     }
 
+    /// Memory is short: has the reclaimer hurry, if there is one. Starts none, since that takes memory.
+    pub(super) fn expedite(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
+        // Ordering: as in `announce`.
+        self.signal.fetch_add(1, Ordering::SeqCst);
+        if self.sleeping.load(Ordering::SeqCst) {
+            sys::futex_wake(&self.signal);
+        }
+    }
+
     /// Whether this thread is in the middle of disposing of a batch: it runs a callback.
     pub(super) fn is_disposing(&self) -> bool {
         let thread = self.disposing.load(Ordering::Relaxed);

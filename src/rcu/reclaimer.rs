@@ -10,6 +10,7 @@ use super::BlockSource;
 use super::core::Core;
 use super::work::{AGE, Collect, Progress};
 use crate::sys;
+use crate::zone::MARKS;
 
 /// Destructors and calls of the program run on it, so it is not as small as the work itself would allow; address
 /// space until it is used.
@@ -33,6 +34,7 @@ pub(super) fn allow(allowed: bool) {
 #[cold]
 pub(super) fn start_default() {
     let core = super::default_domain();
+    MARKS.set_expediter(|| super::default_domain().expedite());
     spawn(core, "pcp-rcu", || work(&super::DEFAULT, &super::Heap, || true));
 }
 

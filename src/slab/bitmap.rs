@@ -2,7 +2,7 @@
 
 use core::ptr::null_mut;
 
-use crate::size_class::{Class, SLAB_HEADER};
+use crate::size_class::{Class, PAGE, SLAB_HEADER};
 
 /// The header of a slab. The bitmap follows: a set bit is a block that was handed out once and is free.
 ///
@@ -21,7 +21,8 @@ pub(crate) struct Slab {
     hint: u16,
     /// Whether the run had no memory behind it when it became a slab.
     cold: bool,
-    _padding: u8,
+    /// Whether it was given memory in full then.
+    populated: bool,
 }
 
 const _: () = assert!(size_of::<Slab>() == SLAB_HEADER);
@@ -36,12 +37,12 @@ pub(crate) enum Misuse {
 }
 
 impl Slab {
-    /// Makes a slab of `class`, all blocks free.
+    /// Makes a slab of `class`, all blocks free; its run has no memory behind it, or just got it, or some of it has.
     ///
     /// # Safety
     /// `at` is aligned to 8 and valid for writes of the header and of one bit per block, for as long as
     /// the slab is used.
-    pub(crate) unsafe fn init(at: *mut Slab, class: &Class, cold: bool) {
+    pub(crate) unsafe fn init(at: *mut Slab, class: &Class, cold: bool, populated: bool) {
         // SAFETY: the caller's obligation; the bitmap follows the header.
         unsafe {
             let words = (class.blocks as usize).div_ceil(64);
@@ -53,7 +54,7 @@ impl Slab {
                 carved: 0,
                 hint: 0,
                 cold,
-                _padding: 0,
+                populated,
             });
         }
     }
@@ -74,9 +75,9 @@ impl Slab {
         if self.cold { (class.blocks - self.carved) as usize } else { 0 }
     }
 
-    /// Blocks that have been handed out at some time.
-    pub(crate) fn carved(&self) -> usize {
-        self.carved as usize
+    /// Pages from the first one on that have memory behind them, whether they had it before or not.
+    pub(crate) fn touched_pages(&self, class: &Class) -> usize {
+        if self.populated { class.pages as usize } else { (self.carved as usize * class.size as usize).div_ceil(PAGE) }
     }
 
     /// Fills `out` with addresses of free blocks, lowest first; returns how many there were.
@@ -181,7 +182,7 @@ mod tests {
             let slab = memory.as_mut_ptr().cast::<Slab>();
             // SAFETY: 64 bytes for every page hold the header and the bitmap, as the class tests show.
             let slab = unsafe {
-                Slab::init(slab, class, true);
+                Slab::init(slab, class, true, false);
                 &mut *slab
             };
             let mut free: BTreeSet<usize> = (0..class.blocks as usize).collect();
@@ -204,7 +205,7 @@ mod tests {
                 }
                 prop_assert_eq!(slab.free_blocks(), free.len());
             }
-            let beyond = slab.carved() * size;
+            let beyond = slab.carved as usize * size;
             prop_assert_eq!(slab.give(class, beyond), Err(Misuse::NotABlock));
         }
     }

@@ -12,7 +12,7 @@ pub(crate) const MAX_CPUS: usize = 8192;
 pub(crate) const MAX_NODES: usize = 8;
 
 /// Contents of a small file, or an empty slice.
-fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
+pub(crate) fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     // SAFETY: the path is a C string, the buffer is valid for its length, and the descriptor is closed by
     // whoever opened it.
     unsafe {

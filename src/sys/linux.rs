@@ -441,6 +441,42 @@ impl ThreadExit {
     }
 }
 
+/// A file of pressure stall information that has been told when to speak up (Linux 4.20; 6.5 without privileges).
+pub(crate) struct Trigger {
+    file: c_int,
+}
+
+impl Trigger {
+    /// `when`, as the kernel's `accounting/psi.rst` has it, ends with a byte of 0; `None` if it is refused.
+    pub(crate) fn new(path: &CStr, when: &[u8]) -> Option<Trigger> {
+        // SAFETY: the path is a C string and the buffer valid for its length. The descriptor, if there is one, is
+        // this value's alone from its making.
+        keep_errno(|| unsafe {
+            let file = libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC);
+            let trigger = (file >= 0).then_some(Trigger { file })?;
+            (libc::write(file, when.as_ptr().cast(), when.len()) == when.len() as isize).then_some(trigger)
+        })
+    }
+
+    /// Waits for the trigger, but not longer than `time`: whether it went off. `None` if it never will again.
+    pub(crate) fn wait(&self, time: core::time::Duration) -> Option<bool> {
+        let mut poll = libc::pollfd { fd: self.file, events: libc::POLLPRI, revents: 0 };
+        // SAFETY: one descriptor, valid for the call.
+        let ready = keep_errno(|| unsafe { libc::poll(&mut poll, 1, time.as_millis() as c_int) });
+        if ready > 0 && poll.revents & (libc::POLLERR | libc::POLLNVAL) != 0 {
+            return None;
+        }
+        Some(ready > 0 && poll.revents & libc::POLLPRI != 0)
+    }
+}
+
+impl Drop for Trigger {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is this value's own.
+        keep_errno(|| unsafe { libc::close(self.file) });
+    }
+}
+
 /// Writes the line to standard error.
 pub(crate) fn report(line: &[u8]) {
     // SAFETY: the buffer is valid. What cannot be written is lost.

@@ -15,6 +15,7 @@
 //! | processors | `possible_cpus`, `node_of_cpu`, `nodes`, `current_cpu` |
 //! | ordering | `register_membarrier`, `fence_cpu` |
 //! | waiting | `futex_wait`, `futex_wake` |
+//! | watching | `read_file`, `Trigger` |
 //! | rseq | `glibc_rseq`, `register_rseq` |
 //! | C interface | `set_errno`, `is_single_threaded` |
 //! | process | `page_size`, `environment`, `spawn`, `with_signals_blocked`, `at_fork`, `stay_loaded`, `on_thread_exit`, `die` |

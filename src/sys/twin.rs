@@ -211,6 +211,22 @@ pub(crate) fn name_thread(_id: u32, line: &mut super::Message) {
     line.text("?");
 }
 
+pub(crate) fn read_file<'a>(_path: &core::ffi::CStr, _buffer: &'a mut [u8]) -> &'a [u8] {
+    &[]
+}
+
+pub(crate) struct Trigger;
+
+impl Trigger {
+    pub(crate) fn new(_path: &core::ffi::CStr, _when: &[u8]) -> Option<Trigger> {
+        None
+    }
+
+    pub(crate) fn wait(&self, _time: core::time::Duration) -> Option<bool> {
+        None
+    }
+}
+
 pub(crate) fn report(line: &[u8]) {
     eprint!("{}", String::from_utf8_lossy(line));
 }

@@ -235,14 +235,40 @@ impl Buddy {
         &mut self.pages
     }
 
-    /// Takes the largest cold free block out, of at most `1 << most` pages, to be given memory; the caller returns
-    /// it with [`Buddy::free`].
+    /// Takes a cold free block out, to be given memory; the caller returns it with [`Buddy::free`]. The largest of at
+    /// most `1 << most` pages, or else the smallest of more: splitting it would leave a block that is warm in part.
     pub(crate) fn take_cold(&mut self, most: u32) -> Option<Range<u32>> {
-        let order = (0..=most as usize).rev().find(|&o| self.cold[o].head != NONE)?;
-        let page = self.cold[order].head;
-        self.unlink(page, order as u32);
+        let smaller = (0..=most as usize).rev();
+        let order = smaller.chain(most as usize + 1..ORDERS).find(|&o| self.cold[o].head != NONE)? as u32;
+        let page = self.cold[order as usize].head;
+        self.unlink(page, order);
         self.free -= 1 << order;
         Some(page..page + (1 << order))
+    }
+
+    /// Takes a free block out of which some pages have memory behind them and some have not, to be given it in full;
+    /// the caller returns it with [`Buddy::free`]. Looks at the first few of each order, the larger ones first. Says
+    /// how many of its pages are warm.
+    pub(crate) fn take_partly_warm(&mut self) -> Option<(Range<u32>, u32)> {
+        const LOOKS: usize = 64;
+        for order in (0..ORDERS as u32).rev() {
+            let mut page = self.warm[order as usize].head;
+            for _ in 0..LOOKS {
+                if page == NONE {
+                    break;
+                }
+                let block = page..page + (1 << order);
+                let warm = self.pages.warm_in(block.clone());
+                if warm < 1 << order {
+                    self.unlink(page, order);
+                    self.free -= 1 << order;
+                    self.free_warm -= warm;
+                    return Some((block, warm));
+                }
+                page = self.pages.descriptor(page).next;
+            }
+        }
+        None
     }
 
     /// Takes a warm free block out for its memory to be given back, the largest in front of its list of which at

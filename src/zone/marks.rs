@@ -19,6 +19,8 @@ pub(crate) struct Marks {
     pub(crate) high: AtomicUsize,
     pub(crate) huge_pages: AtomicU8,
     bell: Bell,
+    /// Has deferred frees come sooner, where there are any.
+    expediter: AtomicPtr<()>,
 }
 
 pub(crate) static MARKS: Marks = Marks {
@@ -33,6 +35,7 @@ pub(crate) static MARKS: Marks = Marks {
         due: AtomicBool::new(false),
         starter: AtomicPtr::new(core::ptr::null_mut()),
     },
+    expediter: AtomicPtr::new(core::ptr::null_mut()),
 };
 
 /// What has happened, in numbers. Relaxed throughout: statistics.
@@ -45,6 +48,8 @@ pub(crate) struct Counters {
     pub(crate) released: AtomicUsize,
     /// Times everything cached was brought together because nothing was left.
     pub(crate) stalls: AtomicUsize,
+    /// Times the worker did so and gave back what was free because memory was short.
+    pub(crate) reliefs: AtomicUsize,
 }
 
 pub(crate) static COUNTERS: Counters = Counters {
@@ -52,6 +57,7 @@ pub(crate) static COUNTERS: Counters = Counters {
     populated: AtomicUsize::new(0),
     released: AtomicUsize::new(0),
     stalls: AtomicUsize::new(0),
+    reliefs: AtomicUsize::new(0),
 };
 
 /// Calls the worker: a futex word, and whether anybody waits on it.
@@ -100,6 +106,27 @@ impl Marks {
         }
         let spared = if size > 64 << 10 { (limit / 64).min(1 << 20) } else { 0 };
         resident().saturating_add(bytes) <= limit - spared
+    }
+
+    /// Bytes by which the heap may grow until it is near the limit, within a sixteenth of it.
+    pub(crate) fn headroom(&self) -> usize {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == usize::MAX { limit } else { (limit - limit / 16).saturating_sub(resident()) }
+    }
+
+    /// Has deferred frees come sooner. Makes one system call at most, and allocates nothing.
+    pub(crate) fn expedite(&self) {
+        let expediter = self.expediter.load(Ordering::Acquire);
+        if !expediter.is_null() {
+            // SAFETY: `set_expediter` stored a function of this type. Acquire, paired with its release.
+            let expediter: fn() = unsafe { core::mem::transmute(expediter) };
+            expediter();
+        }
+    }
+
+    /// Says how deferred frees are expedited.
+    pub(crate) fn set_expediter(&self, expediter: fn()) {
+        self.expediter.store(expediter as *mut (), Ordering::Release);
     }
 
     /// The high mark in force: as set, or an eighth of what is resident, but 32 MiB at least.

@@ -157,9 +157,9 @@ impl Zone {
         (self.with_buddy(|buddy| buddy.take_least_warm()) as usize) << PAGE_SHIFT
     }
 
-    /// Gives memory to free blocks that have none, until `bytes` are had; returns the bytes.
+    /// Gives memory to free blocks that have none or too little, until `bytes` are had; returns the bytes.
     pub(crate) fn populate_free(&self, bytes: usize) -> usize {
-        let mut populated = 0;
+        let mut populated = self.populate_partly_warm(bytes);
         while populated < bytes {
             let most = ((bytes - populated) / PAGE).max(1).ilog2().min(MAX_ORDER);
             let Some(block) = self.with_buddy(|buddy| buddy.take_cold(most)) else {
@@ -168,17 +168,57 @@ impl Zone {
                 }
                 break;
             };
-            let (pages, len) = (block.end - block.start, ((block.end - block.start) as usize) << PAGE_SHIFT);
-            // SAFETY: the block is committed, free, and out of the buddy, so it is ours.
-            let done = unsafe { sys::populate(self.address_of(block.start), len) };
-            self.with_buddy(|buddy| buddy.free(block, if done { pages } else { 0 }));
-            if !done {
-                break;
-            }
-            populated += len;
-            COUNTERS.populated.fetch_add(len, Ordering::Relaxed);
+            let Some(more) = self.populate_block(block, 0) else { break };
+            populated += more;
         }
         populated
+    }
+
+    /// Gives memory in full to free blocks that have it behind some of their pages, until `bytes` are had; returns
+    /// the bytes. They are handed out before cold ones are, and would fault where nobody expects it.
+    pub(crate) fn populate_partly_warm(&self, bytes: usize) -> usize {
+        let mut populated = 0;
+        while populated < bytes
+            && let Some((block, warm)) = self.with_buddy(|buddy| buddy.take_partly_warm())
+            && let Some(more) = self.populate_block(block, warm)
+        {
+            populated += more;
+        }
+        populated
+    }
+
+    /// Gives memory to a block that is out of the buddy, of which so many pages have some, and puts it back; returns
+    /// the bytes it got, or `None` if the system refuses.
+    fn populate_block(&self, block: Range<u32>, warm: u32) -> Option<usize> {
+        let pages = block.end - block.start;
+        // SAFETY: the block is committed, free, and out of the buddy, so it is ours.
+        let done = unsafe { sys::populate(self.address_of(block.start), (pages as usize) << PAGE_SHIFT) };
+        self.populate_descriptors(&block);
+        self.with_buddy(|buddy| buddy.free(block, if done { pages } else { 0 }));
+        let more = ((pages - warm) as usize) << PAGE_SHIFT;
+        if done {
+            COUNTERS.populated.fetch_add(more, Ordering::Relaxed);
+        }
+        done.then_some(more)
+    }
+
+    /// Gives memory to a run that the caller holds and that has none; false if the system refuses.
+    pub(crate) fn populate_run(&self, page: u32, pages: u32) -> bool {
+        let len = (pages as usize) << PAGE_SHIFT;
+        // SAFETY: the run is committed and the caller's. (Where the system's pages are larger, a run need not be whole
+        // ones; then it is left to be faulted in.)
+        len.is_multiple_of(sys::page_size()) && unsafe { sys::populate(self.address_of(page), len) }
+    }
+
+    /// Gives memory to the descriptors of a block that is out of the buddy, where slabs will keep their bitmaps.
+    fn populate_descriptors(&self, block: &Range<u32>) {
+        let page = sys::page_size();
+        let (first, end) = (self.descriptors(block.start) as usize, self.descriptors(block.end) as usize);
+        let (start, end) = (first & !(page - 1), end.next_multiple_of(page));
+        if let Some(at) = NonNull::new(start as *mut u8) {
+            // SAFETY: whole pages of the zone's own tables, which are committed; populating changes no contents.
+            unsafe { sys::populate(at, end - start) };
+        }
     }
 
     /// Gives the memory of free blocks back to the system, largest blocks first, but not more than

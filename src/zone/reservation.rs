@@ -66,17 +66,23 @@ pub(crate) struct Zone {
     buddy: Lock<Buddy>,
 }
 
-/// Asks for huge pages in new address space, or for none, as the setting says. Left alone, they are asked for
-/// once the heap is so large that a partly used huge page costs little: below 3 %.
+/// Resident bytes from which on [`HugePages::Auto`] asks for huge pages.
+const HUGE_FROM: usize = 4 << 30;
+
+/// Asks for huge pages in new address space, or for none, as the setting says.
+///
+/// Left alone, they are asked for once the heap is so large that its page tables no longer fit into caches. Before that
+/// they cost more than they bring: clearing one takes as long as 512 faults at best, and several times as long where the
+/// system has to move memory about for it, or a virtual machine has to get it from its host first; and what of it is not
+/// used is resident all the same.
 ///
 /// # Safety
 /// The range is committed and belongs to the caller.
 unsafe fn advise(start: NonNull<u8>, len: usize, resident: usize) {
-    const HUGE: usize = 2 << 20;
     let wanted = match MARKS.huge_pages.load(Ordering::Relaxed) {
         x if x == HugePages::Always as u8 => Some(true),
         x if x == HugePages::Never as u8 => Some(false),
-        _ => (resident >= 32 * HUGE).then_some(true),
+        _ => (resident >= HUGE_FROM).then_some(true),
     };
     if let Some(huge) = wanted {
         // SAFETY: the caller's obligation.
@@ -89,7 +95,7 @@ unsafe fn advise(start: NonNull<u8>, len: usize, resident: usize) {
 #[repr(u8)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// For the growth of a heap that is large already; small heaps are left to the system's own setting.
+    /// For the growth of a heap that has 4 GiB resident already; smaller ones are left to the system's own setting.
     #[default]
     Auto,
     /// For everything.

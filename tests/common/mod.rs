@@ -11,6 +11,7 @@
 pub mod block;
 pub mod child;
 pub mod kernel;
+pub mod memory;
 pub mod model;
 pub mod workload;
 

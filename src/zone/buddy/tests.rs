@@ -109,6 +109,32 @@ impl World {
             self.buddy.return_cold(block, true);
         }
     }
+
+    /// Gives memory to a block that has none, or too little.
+    fn heat(&mut self, most: Option<u32>) {
+        let block = match most {
+            Some(most) => {
+                let small = self.buddy.cold[..=most as usize].iter().any(|list| list.blocks > 0);
+                let block = self.buddy.take_cold(most);
+                if let Some(block) = &block {
+                    assert_eq!(block.end - block.start <= 1 << most, small);
+                    assert!(block.clone().all(|p| !self.touched[p as usize]));
+                }
+                assert!(block.is_some() || self.buddy.cold.iter().all(|list| list.blocks == 0));
+                block
+            }
+            None => self.buddy.take_partly_warm().map(|(block, warm)| {
+                let touched = block.clone().filter(|&p| self.touched[p as usize]).count() as u32;
+                assert!(warm == touched && 0 < warm && warm < block.end - block.start);
+                block
+            }),
+        };
+        if let Some(block) = block {
+            assert!(block.clone().all(|p| !self.owner[p as usize]));
+            block.clone().for_each(|p| self.touched[p as usize] = true);
+            self.buddy.free(block.clone(), block.end - block.start);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +144,7 @@ enum Step {
     Extend(usize, u32),
     Cool(u32),
     Ask,
+    Heat(Option<u32>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -128,6 +155,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<usize>(), 1u32..200).prop_map(|(i, n)| Step::Extend(i, n)),
         1 => (0u32..4).prop_map(Step::Cool),
         1 => Just(Step::Ask),
+        1 => prop::option::of(0u32..=MAX_ORDER).prop_map(Step::Heat),
     ]
 }
 
@@ -144,6 +172,7 @@ proptest! {
                 Step::Extend(nth, more) => world.extend(nth, more),
                 Step::Cool(least) => world.cool(least),
                 Step::Ask => world.ask(),
+                Step::Heat(most) => world.heat(most),
             }
             // As many as `check` counts below.
             world.least = world.least.min(world.buddy.free_warm_pages());

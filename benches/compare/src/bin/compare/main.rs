@@ -1,10 +1,10 @@
-//! Builds `micro` and `index` once for each allocator, runs them in turn and writes down what came out.
+//! Builds `micro`, `index` and `memory` once for each allocator, runs them in turn and writes down what came out.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/compare/Cargo.toml --bin compare -- --help
 //! ```
 //!
-//! Every row of `micro` runs in a process of its own, so that no row inherits the heap of another. In each
+//! Every row of `micro` and `memory` runs in a process of its own, so that no row inherits the heap of another. In each
 //! round every allocator runs once, the first of them another in every round, and what is reported is the
 //! median over the rounds: a machine that is disturbed for a while disturbs all of them.
 
@@ -50,6 +50,7 @@ fn compare(options: &Options) -> Result<(), String> {
         let results = match suite {
             Suite::Micro => suite::micro(options, &variants)?,
             Suite::Index => suite::index(options, &variants)?,
+            Suite::Memory => suite::memory(options, &variants)?,
         };
         let page = table::page(options, suite, &machine, &results, &skipped);
         println!("{page}");

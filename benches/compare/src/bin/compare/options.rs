@@ -5,6 +5,7 @@
 pub enum Suite {
     Micro,
     Index,
+    Memory,
 }
 
 impl Suite {
@@ -12,6 +13,7 @@ impl Suite {
         match self {
             Suite::Micro => "micro",
             Suite::Index => "index",
+            Suite::Memory => "memory",
         }
     }
 }
@@ -24,7 +26,7 @@ pub struct Options {
     pub suites: Vec<Suite>,
     /// Ours and its peers.
     pub allocators: Vec<&'static str>,
-    /// Rows of `micro`; all if empty.
+    /// Rows of `micro` and `memory`; all if empty.
     pub rows: Vec<String>,
     /// Arguments for `index`.
     pub index_args: Vec<String>,
@@ -36,13 +38,13 @@ pub struct Options {
 
 impl Options {
     pub const USAGE: &str = "\
-usage: compare [--rounds N] [--only micro|index] [--peers A,B,…] [--rows A,B,…] [--name NAME] [--smoke]
+usage: compare [--rounds N] [--only micro|index|memory] [--peers A,B,…] [--rows A,B,…] [--name NAME] [--smoke]
                [-- ARGUMENTS OF index]
 
   --rounds N    how often every allocator runs each row (default 7)
-  --only SUITE  micro or index; by default both
+  --only SUITE  micro, index or memory; by default all
   --peers …     of system, jemalloc, mimalloc2, mimalloc3, snmalloc, rpmalloc; all by default
-  --rows …      rows of micro; all by default
+  --rows …      rows of micro or memory; all by default
   --name NAME   results/NAME-micro.md and so on, instead of results/micro.md
   --smoke       one short round with the system allocator as the only peer, to see that everything works;
                 the results go to target/smoke";
@@ -52,7 +54,7 @@ usage: compare [--rounds N] [--only micro|index] [--peers A,B,…] [--rows A,B,�
         let args: Vec<String> = args.into_iter().collect();
         let mut options = Options {
             rounds: 7,
-            suites: vec![Suite::Micro, Suite::Index],
+            suites: vec![Suite::Micro, Suite::Index, Suite::Memory],
             allocators: ALLOCATORS.to_vec(),
             rows: Vec::new(),
             index_args: Vec::new(),
@@ -75,6 +77,7 @@ usage: compare [--rounds N] [--only micro|index] [--peers A,B,…] [--rows A,B,�
                     options.suites = match value()?.as_str() {
                         "micro" => vec![Suite::Micro],
                         "index" => vec![Suite::Index],
+                        "memory" => vec![Suite::Memory],
                         other => return Err(format!("there is no suite {other}")),
                     }
                 }

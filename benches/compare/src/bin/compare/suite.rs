@@ -62,14 +62,34 @@ fn names(variants: &[Variant]) -> Vec<&'static str> {
 
 /// Every wanted row of `micro`, each run in a process of its own.
 pub fn micro(options: &Options, variants: &[Variant]) -> Result<Results, String> {
+    const TIME: Measure = Measure { key: "ns_per_op", title: "Time, ns per operation", divisor: 1.0, decimals: 2 };
+    rows_of("micro", &[TIME, PEAK], options, variants)
+}
+
+/// Every wanted row of `memory`, likewise.
+pub fn memory(options: &Options, variants: &[Variant]) -> Result<Results, String> {
+    const REST: Measure =
+        Measure { key: "rest_kib", title: "RSS after 3 s of rest, MiB", divisor: 1024.0, decimals: 1 };
+    const TIME: Measure = Measure { key: "ms", title: "Time, ms", divisor: 1.0, decimals: 1 };
+    rows_of("memory", &[PEAK, REST, TIME], options, variants)
+}
+
+fn rows_of(
+    program: &str,
+    measures: &'static [Measure],
+    options: &Options,
+    variants: &[Variant],
+) -> Result<Results, String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     let list: Vec<(String, String)> = variants[0]
-        .run("micro", &["--list".into()])?
+        .run(program, &["--list".into()])?
         .iter()
         .map(|line| (text(&line["row"]), text(&line["operation"])))
         .collect();
-    if let Some(unknown) = options.rows.iter().find(|wanted| list.iter().all(|(name, _)| name != *wanted)) {
-        return Err(format!("micro has no row {unknown}"));
+    // Rows may be of the other program, if both run.
+    let alone = options.suites.len() == 1;
+    if let Some(unknown) = options.rows.iter().find(|wanted| alone && list.iter().all(|(name, _)| name != *wanted)) {
+        return Err(format!("{program} has no row {unknown}"));
     }
     let mut rows = Vec::new();
     for (name, what) in list {
@@ -79,12 +99,11 @@ pub fn micro(options: &Options, variants: &[Variant]) -> Result<Results, String>
             if options.smoke {
                 args.push("--smoke".into());
             }
-            let runs = rounds(options, variants, "micro", &args)?;
+            let runs = rounds(options, variants, program, &args)?;
             rows.push(Row { name, what, runs });
         }
     }
-    const TIME: Measure = Measure { key: "ns_per_op", title: "Time, ns per operation", divisor: 1.0, decimals: 2 };
-    Ok(Results { allocators: names(variants), measures: &[TIME, PEAK], rows })
+    Ok(Results { allocators: names(variants), measures, rows })
 }
 
 /// The index, which must come out the same every time.

@@ -1,4 +1,4 @@
-//! The two programs, built for each allocator.
+//! The programs, built for each allocator.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::HOME;
 
-/// `micro` and `index` with one allocator.
+/// `micro`, `index` and `memory` with one allocator.
 pub struct Variant {
     pub name: &'static str,
     directory: PathBuf,
@@ -41,7 +41,8 @@ fn build(name: &'static str) -> Result<Variant, String> {
     let target = Path::new(HOME).join("target/variants").join(name);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--bin", "micro", "--bin", "index", "--features", name])
+        .args(["build", "--release", "--quiet", "--bin", "micro", "--bin", "index", "--bin", "memory"])
+        .args(["--features", name])
         .arg("--manifest-path")
         .arg(Path::new(HOME).join("Cargo.toml"))
         .arg("--target-dir")

@@ -1,0 +1,25 @@
+//! What is done when memory is short: near the heap's limit, or when the system says so (`watch.rs`).
+
+use core::sync::atomic::Ordering;
+
+use super::drain::{Drain, drain};
+use crate::percpu;
+use crate::slab::transfer;
+use crate::zone::{COUNTERS, MARKS, free_resident, release};
+
+/// Less than this is not worth fencing every CPU for.
+const NEGLIGIBLE: usize = 512 << 10;
+
+/// Has deferred frees expedited, empties every stack and gives back what is free; returns the bytes given back.
+///
+/// Does nothing where there is next to nothing to be had, so it may be called again and again while memory stays
+/// short.
+pub(super) fn relieve() -> usize {
+    MARKS.expedite();
+    if free_resident() + percpu::cached_bytes() + transfer::bytes() < NEGLIGIBLE {
+        return 0;
+    }
+    COUNTERS.reliefs.fetch_add(1, Ordering::Relaxed);
+    drain(Drain::All);
+    release(usize::MAX)
+}

@@ -1,0 +1,44 @@
+//! What the kernel says of this process's memory.
+
+use std::io::Read;
+
+/// Bytes resident, exactly: `smaps_rollup` counts pages, where `statm` adds up per-CPU counters that may lag.
+pub fn resident() -> usize {
+    field("Rss:")
+}
+
+/// Bytes of anonymous memory.
+pub fn anonymous() -> usize {
+    field("Anonymous:")
+}
+
+/// Allocates nothing, so that it can be asked at a limit.
+fn field(name: &str) -> usize {
+    let mut buffer = [0; 4096];
+    let mut len = 0;
+    let mut smaps = std::fs::File::open("/proc/self/smaps_rollup").expect("/proc is mounted");
+    while let Ok(more @ 1..) = smaps.read(&mut buffer[len..]) {
+        len += more;
+    }
+    let smaps = std::str::from_utf8(&buffer[..len]).expect("text");
+    let line = smaps.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says so");
+    line.split_whitespace().next().and_then(|kib| kib.parse::<usize>().ok()).expect("a number") << 10
+}
+
+/// Page faults of the calling thread so far that took no reading from disk. (What the worker populates counts as its
+/// page faults.)
+pub fn page_faults() -> usize {
+    // SAFETY: all-zero bytes are a valid rusage, and the call fills it in.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
+        usage.ru_minflt as usize
+    }
+}
+
+/// A row of the heap's `vmstat`.
+pub fn vmstat(name: &str) -> usize {
+    let text = super::HEAP.vmstat().to_string();
+    let row = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    row.unwrap_or_else(|| panic!("no {name} in vmstat")).parse().expect("a number")
+}

@@ -1,0 +1,206 @@
+//! The worker gives memory back when the control group's limits draw near, and when tasks stall for want of memory.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::memory::vmstat;
+use common::{HEAP, KIB, MIB, child};
+use pcpalloc::PcpAlloc;
+
+#[global_allocator]
+static GLOBAL: PcpAlloc = PcpAlloc::new();
+
+/// Free memory that nothing but pressure makes the heap give back.
+const KEPT: usize = 60 * MIB;
+const MARKS: &str = "low:64m,high:96m";
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(60), "waited in vain: {what}; {}", HEAP.stats());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn is_kept() -> bool {
+    HEAP.stats().free_resident >= KEPT
+}
+
+fn is_given_back() -> bool {
+    HEAP.stats().free_resident < 4 * MIB
+}
+
+/// A directory that goes with this value.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Directory {
+        let path = std::env::temp_dir().join(format!("pcpalloc-{name}-{}", std::process::id()));
+        fs::create_dir(&path).expect("a directory can be made");
+        Directory(path)
+    }
+
+    fn write(&self, name: &str, text: impl ToString) {
+        fs::write(self.0.join(name), text.to_string()).expect("a file can be written");
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A directory with the files of a control group of version 1 or 2, which say what the test wants.
+///
+/// Positive control: have `Group::is_short` in `src/control/watch.rs` return false.
+#[test]
+fn the_limits_of_a_control_group_are_heeded() {
+    const NAME: &str = "the_limits_of_a_control_group_are_heeded";
+    child::body(NAME, |argument| {
+        let (version, path) = argument.split_once(' ').unwrap();
+        let (usage, limit, soft, easy) = match version {
+            "2" => ("memory.current", "memory.max", "memory.high", "inactive_file"),
+            _ => {
+                ("memory.usage_in_bytes", "memory.limit_in_bytes", "memory.soft_limit_in_bytes", "total_inactive_file")
+            }
+        };
+        let set = |name: &str, bytes: usize| fs::write(Path::new(path).join(name), format!("{bytes}\n")).unwrap();
+        until("memory is kept while there is enough", is_kept);
+        set(usage, 950 * MIB);
+        until("memory is given back near the limit", is_given_back);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(is_given_back(), "nothing is populated while memory is short");
+        set(usage, 300 * MIB);
+        until("memory is populated again", is_kept);
+        set(soft, 310 * MIB);
+        until("memory is given back near the soft limit", is_given_back);
+        // Most of it is cache that the kernel drops for nothing.
+        fs::write(Path::new(path).join("memory.stat"), format!("anon 7\n{easy} {}\n", 200 * MIB)).unwrap();
+        until("memory is populated again", is_kept);
+        set(limit, 90 * MIB);
+        until("memory is given back near a limit that was lowered", is_given_back);
+        child::say("reliefs", vmstat("relief"));
+    });
+    let directories = ["2", "1"].map(|version| {
+        let directory = Directory::new(&format!("cgroup-v{version}"));
+        match version {
+            "2" => {
+                directory.write("memory.current", 300 * MIB);
+                directory.write("memory.max", 1000 * MIB);
+                directory.write("memory.high", "max\n");
+            }
+            _ => {
+                directory.write("memory.usage_in_bytes", 300 * MIB);
+                directory.write("memory.limit_in_bytes", 1000 * MIB);
+                directory.write("memory.soft_limit_in_bytes", 0x7fff_ffff_ffff_f000u64);
+            }
+        }
+        (version, directory)
+    });
+    std::thread::scope(|scope| {
+        for (version, directory) in &directories {
+            scope.spawn(move || {
+                let path = directory.0.to_str().expect("a path of plain letters");
+                let outcome = child::Child::new(NAME, &format!("{version} {path}"))
+                    .settings(&format!("cgroup:{path},{MARKS}"))
+                    .run()
+                    .succeeded();
+                assert!(outcome.number("reliefs") >= 3, "{outcome:?}");
+            });
+        }
+    });
+}
+
+/// A directory without such files, and the process's own group: nothing happens for want of them, and a process that
+/// watches both starts and ends as usual.
+#[test]
+fn what_is_not_there_is_not_watched() {
+    const NAME: &str = "what_is_not_there_is_not_watched";
+    child::body(NAME, |_| {
+        until("memory is kept", is_kept);
+        std::thread::sleep(Duration::from_millis(1500));
+        child::say("kept", HEAP.stats().free_resident);
+        child::say("complaint", "none");
+    });
+    for settings in ["cgroup:/nonexistent,pressure:off", "cgroup:on,pressure:on"] {
+        let outcome = child::Child::new(NAME, "").settings(&format!("{settings},{MARKS}")).run().succeeded();
+        assert!(!outcome.stderr.contains("pcpalloc: "), "{outcome:?}");
+        if settings.contains("nonexistent") {
+            assert!(outcome.number("kept") >= KEPT, "{outcome:?}");
+        }
+    }
+}
+
+/// Real pressure: a control group with a limit that a program in it runs against, reading a file larger than the limit
+/// over and over. Needs the right to make a control group (version 1 or 2); without it, says so.
+///
+/// Positive control: leave out `pressure:on`.
+#[test]
+fn stalls_for_want_of_memory_are_heeded() {
+    const NAME: &str = "stalls_for_want_of_memory_are_heeded";
+    child::body(NAME, |argument| match argument.split_once(' ') {
+        None => {
+            until("memory is kept while there is enough", is_kept);
+            let reliefs = vmstat("relief");
+            until("memory is given back while tasks stall", || vmstat("relief") > reliefs);
+        }
+        Some((group, file)) => thrash(Path::new(group), Path::new(file)),
+    });
+    let Some(group) = LimitedGroup::new(24 * MIB) else {
+        println!("skipped: this test may make no control group here, or there is no pressure stall information");
+        return;
+    };
+    let directory = Directory::new("thrash");
+    let argument = format!("{} {}", group.0.display(), directory.0.join("data").display());
+    std::thread::scope(|scope| {
+        let stalling = scope.spawn(|| child::Child::new(NAME, &argument).run().succeeded());
+        let watching = child::Child::new(NAME, "").settings(&format!("pressure:on,{MARKS}")).run();
+        // Whether that went well or not, the other child is to end. (It has made the file long ago.)
+        let _ = fs::remove_file(directory.0.join("data"));
+        watching.succeeded();
+        stalling.join().unwrap();
+    });
+}
+
+/// Moves into the group, writes a file larger than its limit, and reads it over and over until it is gone: every page
+/// has been reclaimed when its turn comes again.
+fn thrash(group: &Path, file: &Path) {
+    fs::write(group.join("cgroup.procs"), "0").expect("a process may move");
+    // Written from here, so that its pages count here.
+    let mut data = fs::File::create_new(file).expect("a file can be made");
+    (0..64).for_each(|_| data.write_all(&vec![7; MIB]).expect("a file can be written"));
+    data.sync_all().expect("a file can be written");
+    let mut buffer = vec![0; 64 * KIB];
+    while let Ok(mut data) = fs::File::open(file) {
+        while data.read(&mut buffer).expect("a file can be read") > 0 {}
+    }
+}
+
+/// A control group with a limit, for as long as this value lives.
+struct LimitedGroup(PathBuf);
+
+impl LimitedGroup {
+    fn new(limit: usize) -> Option<LimitedGroup> {
+        fs::OpenOptions::new().write(true).open("/proc/pressure/memory").ok()?;
+        let versions = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        versions.into_iter().find_map(|(mount, name)| {
+            let path = Path::new(mount).join(format!("pcpalloc-{}", std::process::id()));
+            fs::create_dir(&path).ok()?;
+            let group = LimitedGroup(path);
+            // Without the memory controller there is no such file, and none can be made.
+            fs::write(group.0.join(name), limit.to_string()).ok()?;
+            Some(group)
+        })
+    }
+}
+
+impl Drop for LimitedGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
