@@ -37,8 +37,8 @@ pub struct Watermarks {
     /// sets this pays no page faults. 0 for never.
     pub low: usize,
     /// More than this is given back to the system within a fraction of a second, whether it is in use now and
-    /// then or not. 0 follows the heap's size: an eighth of what is resident, but at least 32 MiB. What has not
-    /// been used for a second is given back in any case, down to `low`.
+    /// then or not. 0 follows the heap's size: an eighth of what is resident, but at least 32 MiB. Where
+    /// `low` is 0, what has not been used for a second is given back in any case, down to `min`.
     pub high: usize,
 }
 

@@ -4,7 +4,7 @@
 //! sleep until a zone has free memory worth a look (or a mark was set)
 //! while there is something to watch, four times a second:
 //!     free > high:            give back what exceeds it
-//!     once a second:          give back what was free all second long, down to low
+//!     once a second:          give back what was free all second long (with a low mark: down to high)
 //!                             empty the stacks of CPUs that did nothing all second long
 //!     free < low:             give memory to free pages, up to high
 //!     near the limit, or a watcher says that memory is short:
@@ -141,7 +141,11 @@ fn give_back_unused() -> bool {
     if idle > 0 {
         transfer::drain();
     }
-    let keep = MARKS.low.load(Ordering::Relaxed).max(MARKS.min.load(Ordering::Relaxed));
+    // Between a low mark and the high one nothing moves: what is given back would be populated again.
+    let keep = match MARKS.low.load(Ordering::Relaxed) {
+        0 => MARKS.min.load(Ordering::Relaxed),
+        _ => MARKS.high_now(),
+    };
     let mut may_go = free_resident().saturating_sub(keep);
     let mut released = 0;
     for zone in nodes().iter().flat_map(|node| node.zones()) {
