@@ -151,9 +151,9 @@ macro_rules! header {
     };
 }
 
-/// Ends a section (label 5) and adds its cold parts: the descriptor, a pointer to it for tools that look for
-/// descriptors (DynamoRIO, our tests), and the abort handler behind its signature, which is laid out as the
-/// operand of an undefined instruction so that disassemblers stay in step. (librseq `rseq/arch/x86.h`.)
+/// Ends a section (label 5) and adds its cold parts: the descriptor, in the ELF section where tools and tests find
+/// all of them, and the abort handler behind its signature, which is laid out as the operand of an undefined
+/// instruction so that disassemblers stay in step. (librseq `rseq/arch/x86.h`.)
 macro_rules! leave {
     ($on_abort:literal) => {
         concat!(
@@ -162,9 +162,6 @@ macro_rules! leave {
              .balign 32
              3: .long 0, 0
              .quad 4b, 5b - 4b, 6f
-             .popsection
-             .pushsection __rseq_cs_ptr_array, \"aw\", @progbits
-             .quad 3b
              .popsection
              .pushsection .text.unlikely.pcpalloc_rseq_abort, \"ax\", @progbits
              .byte 0x0f, 0xb9, 0x3d
