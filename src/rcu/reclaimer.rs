@@ -18,6 +18,9 @@ const STACK: usize = 256 << 10;
 
 /// How long to sleep between looks at the readers.
 const WAIT: Duration = Duration::from_micros(500);
+/// How long to sleep after a batch, so that the next is worth a barrier: each interrupts every processor that runs one of
+/// the program's threads, and what is deferred meanwhile shares it.
+const PAUSE: Duration = Duration::from_micros(100);
 const WAIT_IN_HURRY: Duration = Duration::from_micros(20);
 /// How long to sleep while nothing waits. A deferral from a nolock context announces nothing, so not for ever.
 const IDLE: Duration = Duration::from_millis(500);
@@ -62,7 +65,8 @@ pub(super) fn work(core: &Core, source: &dyn BlockSource, goes_on: impl Fn() -> 
         let progress = core.poll(source, Collect::Aged);
         let awaited = core.drive();
         let nap = match progress {
-            Progress::Freed(_) => continue,
+            Progress::Freed(_) if core.in_hurry() => continue,
+            Progress::Freed(_) => PAUSE,
             Progress::Waiting if core.in_hurry() => WAIT_IN_HURRY,
             _ if awaited => WAIT,
             Progress::Waiting => WAIT,
