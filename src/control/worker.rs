@@ -101,13 +101,15 @@ extern "C" fn run() {
         }
         // Two seconds with nothing to do, so that every CPU's stacks have been looked at twice.
         let idle = quiet > 2 * TICKS_PER_SECOND && MARKS.low.load(Ordering::Relaxed) == 0;
-        if idle && !watcher.is_watching() {
+        let mut nap = TICK;
+        if idle && watcher.is_watching() {
+            // Nothing to do but to watch: once a second is enough.
+            nap = TICK * TICKS_PER_SECOND;
+            second = TICKS_PER_SECOND - 1;
+        } else if idle {
             quiet = 0;
             MARKS.sleep();
         }
-        // Nothing to do but to watch: once a second is enough.
-        let nap = if idle { TICK * TICKS_PER_SECOND } else { TICK };
-        second = if idle { TICKS_PER_SECOND - 1 } else { second };
         stalled = watcher.wait(nap);
     }
 }

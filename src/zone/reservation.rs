@@ -91,6 +91,10 @@ unsafe fn advise(start: NonNull<u8>, len: usize, resident: usize) {
 }
 
 /// Whether the system is asked for huge pages.
+///
+/// On a virtual machine of 2 CPUs whose free pages are its host's, filling 512 MiB with huge pages everywhere took 3.0
+/// times as long as without, and random reads of it 0.8 times; with a low mark that had it populated ahead, without huge
+/// pages, filling took 0.46 times as long (`cargo bench --bench settings`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 #[non_exhaustive]
