@@ -113,7 +113,7 @@ fn cycle(number: usize, live: &mut Vec<DataSet>, points: &mut Vec<Point>) {
     free(live.drain(48..).collect());
     live.extend(build(1000, 48));
     quiet("renewed", live);
-    free(live.drain(32..).collect());
+    free(live.drain(40..).collect());
     quiet("shrunk", live);
     free(live.drain(..16).collect());
     live.extend(build(2000, 32));
