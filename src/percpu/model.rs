@@ -80,6 +80,8 @@ struct World {
     seen: std::sync::Arc<Seen>,
     /// The lock that stands for the CPU.
     inside: Mutex<Inside>,
+    /// Whoever stops the CPU holds it until the CPU is started again.
+    book: Mutex<()>,
     entry: AtomicUsize,
     top: AtomicUsize,
     limit: AtomicUsize,
@@ -108,6 +110,7 @@ impl World {
             flaw,
             seen: seen.clone(),
             inside: Mutex::new(Inside::Nobody),
+            book: Mutex::new(()),
             entry: AtomicUsize::new(RUNNING),
             top: AtomicUsize::new(SMALL + blocks),
             limit: AtomicUsize::new(SMALL + capacity),
@@ -231,23 +234,23 @@ impl World {
         self.entry.store(RUNNING, ordering);
     }
 
-    /// The blocks on a stack that nobody uses.
-    fn look(&self) -> Vec<usize> {
+    /// A stack that nobody uses: where its array starts, and its blocks.
+    fn look(&self) -> (usize, Vec<usize>) {
         let top = self.top.load(Ordering::Relaxed);
         let base = if top < LARGE { SMALL } else { LARGE };
-        (base..top).map(|at| self.words[at].load(Ordering::Relaxed)).collect()
+        (base, (base..top).map(|at| self.words[at].load(Ordering::Relaxed)).collect())
     }
 
     /// Takes everything from the stopped CPU and starts it.
     fn take_all(&self) -> Vec<usize> {
-        let taken = self.look();
+        let (base, taken) = self.look();
         if !taken.is_empty() && taken != [1, 2] {
             count(&self.seen.mixed);
         }
         if self.flaw == Flaw::EarlyStart {
             self.start();
         }
-        self.top.store(SMALL, Ordering::Relaxed);
+        self.top.store(base, Ordering::Relaxed);
         if self.flaw != Flaw::EarlyStart {
             self.start();
         }
@@ -257,7 +260,7 @@ impl World {
 
     /// Moves the stopped CPU's stack to its large array and starts the CPU.
     fn grow(&self) {
-        let blocks = self.look();
+        let (_, blocks) = self.look();
         for (at, &block) in blocks.iter().enumerate() {
             self.words[LARGE + at].store(block, Ordering::Relaxed);
         }
@@ -269,7 +272,7 @@ impl World {
     /// In the end every block is in one place: on the stack or held.
     fn check(&self, mut held: Vec<usize>) {
         assert_eq!(self.entry.load(Ordering::Acquire), RUNNING);
-        held.extend(self.look());
+        held.extend(self.look().1);
         for block in 1..=BLOCKS {
             let places = held.iter().filter(|&&other| other == block).count();
             assert_eq!(places, 1, "block {block} is in so many places");
@@ -278,14 +281,17 @@ impl World {
     }
 }
 
+/// The number of the thread that stops the CPU it runs on.
+const STOPPER: usize = 2;
+
 /// Runs two threads on a CPU that has blocks 1 and 2 on its stack, the second thread with block 3 in its hands, and
-/// beside them `other`, which returns the blocks that it took.
-fn explore(
+/// beside them `others`, the first of them as the main thread; they return the blocks that they took.
+fn explore<const OTHERS: usize>(
     preemptions: usize,
     flaw: Flaw,
     capacity: usize,
     programs: [&'static [Step]; 2],
-    other: impl Fn(&World) -> Vec<usize> + Sync + Send + 'static,
+    others: [fn(&World) -> Vec<usize>; OTHERS],
 ) -> std::sync::Arc<Seen> {
     let seen = std::sync::Arc::new(Seen::default());
     let all = seen.clone();
@@ -293,15 +299,45 @@ fn explore(
     builder.preemption_bound = Some(preemptions);
     builder.check(move || {
         let world = World::new(flaw, &seen, 2, capacity);
-        let threads = [0, 1].map(|me| {
+        let mut threads = Vec::new();
+        for (me, &program) in programs.iter().enumerate() {
             let world = world.clone();
-            thread::spawn(move || world.run(me, programs[me], if me == 1 { vec![3] } else { vec![] }))
-        });
-        let mut held = other(&world);
+            threads.push(thread::spawn(move || world.run(me, program, if me == 1 { vec![3] } else { vec![] })));
+        }
+        for &other in &others[1..] {
+            let world = world.clone();
+            threads.push(thread::spawn(move || other(&world)));
+        }
+        let mut held = others[0](&world);
         threads.into_iter().for_each(|thread| held.extend(thread.join().unwrap()));
         world.check(held);
     });
     all
+}
+
+/// As `drain_cpu`, where threads on other CPUs can be fenced.
+fn drain(world: &World) -> Vec<usize> {
+    let _book = world.book.lock().unwrap();
+    world.stop();
+    world.take_all()
+}
+
+/// As `drain_cpu`, where they cannot, by a thread on the CPU.
+fn drain_here(world: &World) -> Vec<usize> {
+    let _book = world.book.lock().unwrap();
+    match world.stop_here(STOPPER) {
+        Ok(()) => world.take_all(),
+        Err(Missed) => Vec::new(),
+    }
+}
+
+/// As `capacity.rs`, by a thread on the CPU.
+fn grow_here(world: &World) -> Vec<usize> {
+    let _book = world.book.lock().unwrap();
+    if world.stop_here(STOPPER).is_ok() {
+        world.grow();
+    }
+    Vec::new()
 }
 
 impl Seen {
@@ -311,76 +347,69 @@ impl Seen {
     }
 }
 
-/// The number of the thread that stops the CPU it runs on.
-const STOPPER: usize = 2;
-
-fn drain(flaw: Flaw) -> std::sync::Arc<Seen> {
-    explore(3, flaw, 3, [&[Pop, Push], &[Push]], |world| {
-        world.stop();
-        world.take_all()
-    })
+fn drain_from_elsewhere(flaw: Flaw) -> std::sync::Arc<Seen> {
+    explore(3, flaw, 3, [&[Pop, Push, Pop], &[Push, Pop]], [|world| [drain(world), drain(world)].concat()])
 }
 
-fn drain_here(flaw: Flaw) -> std::sync::Arc<Seen> {
-    explore(3, flaw, 3, [&[Pop], &[Push]], |world| match world.stop_here(STOPPER) {
-        Ok(()) => world.take_all(),
-        Err(Missed) => Vec::new(),
-    })
+fn drain_from_within(flaw: Flaw) -> std::sync::Arc<Seen> {
+    explore(4, flaw, 3, [&[Pop, Push], &[Push, Pop]], [drain_here])
 }
 
-fn grow_here(flaw: Flaw) -> std::sync::Arc<Seen> {
-    explore(3, flaw, 2, [&[Pop], &[Push]], |world| {
-        if world.stop_here(STOPPER).is_ok() {
-            world.grow();
-        }
-        Vec::new()
-    })
-}
-
+/// Whoever stops a CPU has its stacks to itself, from its fence until it starts the CPU; twice in a row.
+///
+/// Positive controls, each a test of its own below: no fence; an entry loaded before the section starts; a start before
+/// the stack is empty; a start that is not a release.
 #[test]
 fn a_drain_takes_every_block_once() {
-    let seen = drain(Flaw::Nothing);
+    let seen = drain_from_elsewhere(Flaw::Nothing);
     seen.require(&[&seen.committed, &seen.preempted, &seen.fenced, &seen.stopped, &seen.mixed]);
 }
 
+/// A thread that stops the CPU it runs on needs no fence, and may be preempted right after.
+///
+/// Positive control: `a_stop_outside_a_section_leaves_others_inside`.
 #[test]
 fn a_cpu_stopped_from_within_is_drained_without_a_fence() {
-    let seen = drain_here(Flaw::Nothing);
+    let seen = drain_from_within(Flaw::Nothing);
     seen.require(&[&seen.committed, &seen.preempted, &seen.stopped, &seen.mixed]);
 }
 
+/// Two that stop one CPU, by the two ways: one moves its stack to another array, one drains it. Sections find the new
+/// top with the new limit.
+///
+/// Positive control: without the book each starts the CPU under the other, and blocks are lost.
 #[test]
 fn a_stack_moves_while_its_cpu_is_stopped() {
-    let seen = grow_here(Flaw::Nothing);
-    seen.require(&[&seen.committed, &seen.preempted, &seen.stopped]);
+    let seen = explore(3, Flaw::Nothing, 2, [&[Pop], &[Push]], [drain, grow_here]);
+    seen.require(&[&seen.committed, &seen.preempted, &seen.fenced, &seen.stopped, &seen.mixed]);
 }
 
 #[test]
 #[should_panic]
 fn without_the_fence_a_section_goes_on() {
-    drain(Flaw::NoFence);
+    drain_from_elsewhere(Flaw::NoFence);
 }
 
 #[test]
 #[should_panic]
 fn an_entry_from_before_the_section_is_stale() {
-    drain(Flaw::EntryBeforeSection);
+    drain_from_elsewhere(Flaw::EntryBeforeSection);
 }
 
 #[test]
 #[should_panic]
-fn a_start_before_the_stack_is_empty() {
-    drain(Flaw::EarlyStart);
+fn a_start_before_the_stack_is_empty_loses_blocks() {
+    drain_from_elsewhere(Flaw::EarlyStart);
 }
 
 #[test]
 #[should_panic]
-fn a_start_that_publishes_nothing() {
-    drain(Flaw::RelaxedStart);
+fn a_relaxed_start_does_not_show_the_stack_as_it_is() {
+    drain_from_elsewhere(Flaw::RelaxedStart);
 }
 
 #[test]
 #[should_panic]
-fn a_stop_outside_a_section() {
-    drain_here(Flaw::StopOutsideSection);
+fn a_stop_outside_a_section_leaves_others_inside() {
+    drain_from_within(Flaw::StopOutsideSection);
 }
