@@ -99,6 +99,9 @@ pub mod rcu;
 mod size_class;
 #[cfg(not(loom))]
 mod slab;
+#[cfg(all(loom, test))]
+#[path = "percpu/model.rs"]
+mod stopping;
 mod sync;
 #[cfg(not(loom))]
 mod sys;
