@@ -1,9 +1,9 @@
 //! Stopping a CPU under loom: sections of several threads on one CPU, and whoever stops it, takes its blocks and
 //! starts it again.
 //!
-//! What is modelled is the protocol of `x86_64.rs` and `drain.rs`, written out again instruction by instruction: the
-//! sections themselves are machine code. The kernel's part is a lock, under which every instruction of the CPU's
-//! threads is executed and which says who is inside a section:
+//! What is modelled is the protocol of `x86_64.rs`, `drain.rs` and `capacity.rs`, written out again instruction by
+//! instruction: the sections themselves are machine code. The kernel's part is a lock, under which every instruction
+//! of the CPU's threads is executed and which says who is inside a section, or was last:
 //! - All instructions on one CPU are in one order, a switch between threads being a full barrier; so are the holders
 //!   of the lock.
 //! - A thread that enters a section has been switched to, so whoever was inside has been preempted, and finds so at
@@ -358,7 +358,8 @@ fn drain_from_within(flaw: Flaw) -> std::sync::Arc<Seen> {
 /// Whoever stops a CPU has its stacks to itself, from its fence until it starts the CPU; twice in a row.
 ///
 /// Positive controls, each a test of its own below: no fence; an entry loaded before the section starts; a start before
-/// the stack is empty; a start that is not a release.
+/// the stack is empty; a start that is not a release. Tried by hand: sections that do not heed the fence, or not a
+/// preemption, have a block in two places.
 #[test]
 fn a_drain_takes_every_block_once() {
     let seen = drain_from_elsewhere(Flaw::Nothing);
@@ -377,7 +378,7 @@ fn a_cpu_stopped_from_within_is_drained_without_a_fence() {
 /// Two that stop one CPU, by the two ways: one moves its stack to another array, one drains it. Sections find the new
 /// top with the new limit.
 ///
-/// Positive control: without the book each starts the CPU under the other, and blocks are lost.
+/// Positive control: without the book each starts the CPU under the other, and a block is in two places.
 #[test]
 fn a_stack_moves_while_its_cpu_is_stopped() {
     let seen = explore(3, Flaw::Nothing, 2, [&[Pop], &[Push]], [drain, grow_here]);
