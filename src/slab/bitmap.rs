@@ -169,6 +169,36 @@ mod tests {
         vec![u64::MAX; class.pages as usize * 8]
     }
 
+    /// Every set of blocks of every small slab: given back, it is what is taken next, in ascending order.
+    #[test]
+    fn every_set_of_blocks_comes_back_in_order() {
+        let mut sets = 0;
+        for class in CLASS.iter().filter(|class| !class.is_run() && class.blocks <= 10) {
+            let (start, size, blocks) = (0x10_0000, class.size as usize, class.blocks as usize);
+            let mut memory = memory(class);
+            let slab = memory.as_mut_ptr().cast::<Slab>();
+            // SAFETY: as below.
+            let slab = unsafe {
+                Slab::init(slab, class, true, false);
+                &mut *slab
+            };
+            let mut out = [0; 10];
+            assert_eq!(slab.take(class, start, &mut out), blocks);
+            for set in 0..1usize << blocks {
+                let expected: Vec<usize> =
+                    (0..blocks).filter(|block| set >> block & 1 != 0).map(|b| start + b * size).collect();
+                for &address in expected.iter().rev() {
+                    assert_eq!(slab.give(class, address - start), Ok(()));
+                }
+                assert_eq!(slab.free_blocks(), expected.len());
+                let taken = slab.take(class, start, &mut out);
+                assert_eq!(out[..taken], expected);
+                sets += 1;
+            }
+        }
+        assert!(sets > 100, "{sets}");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
