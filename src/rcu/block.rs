@@ -52,9 +52,11 @@ pub(super) fn entry(block: NonNull<u8>, layout: Layout) -> Option<usize> {
     }
 }
 
-/// A call that was noted in its head, as a word.
-pub(super) fn call_entry(head: NonNull<RcuHead>) -> usize {
-    head.as_ptr() as usize | CALL << CLASS_SHIFT
+/// A call that was noted in its head, as a word; `None` if the head, which may be anybody's memory, lies or is tagged
+/// beyond the addresses that the heap's own blocks have.
+pub(super) fn call_entry(head: NonNull<RcuHead>) -> Option<usize> {
+    let address = head.as_ptr() as usize;
+    (address & !ADDRESS_MASK == 0).then_some(address | CALL << CLASS_SHIFT)
 }
 
 fn class_of_entry(entry: usize) -> usize {
@@ -312,5 +314,20 @@ impl Pool {
             first = unsafe { block.as_ref().next };
             self.release(block, source);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// A head of anybody's may lie where a word has no room for it. Red if `call_entry` does not look.
+    #[test]
+    fn heads_beyond_a_word_make_none() {
+        let at = |address: usize| call_entry(NonNull::new(address as *mut RcuHead).unwrap());
+        let word = at(0x7fff_ffff_fff8).unwrap();
+        assert_eq!((class_of_entry(word), word & ADDRESS_MASK), (CALL, 0x7fff_ffff_fff8));
+        assert_eq!(at(1 << CLASS_SHIFT), None);
+        assert_eq!(at(0xb400_7fff_ffff_fff8), None);
     }
 }

@@ -4,7 +4,7 @@
 //! free          → this CPU's page of pointers (or the domain's, under a lock)
 //!   page full   → sealed with a cookie, on the queue                          [seal]
 //! free_nolock   → the same page, or the chain through the object itself
-//! call          → the chain
+//! call          → the chain, or this CPU's page while many wait on the chain
 //! ```
 //!
 //! How it is worked off is in `work.rs`.
@@ -292,7 +292,7 @@ impl Core {
         unsafe {
             RcuHead::set_call(head, func, 0);
             let page = self.is_busy() && self.uses_percpu();
-            if !(page && percpu::push_deferred(call_entry(head))) {
+            if !(page && call_entry(head).is_some_and(percpu::push_deferred)) {
                 self.chain.push_call(head);
             }
         }
@@ -313,7 +313,8 @@ impl Core {
         // SAFETY: the caller's obligation.
         unsafe {
             RcuHead::set_call(head, func, bytes);
-            if self.is_busy() && bytes <= ENTRY_MAX && self.push_percpu(call_entry(head), source, reads) {
+            let page = self.is_busy() && bytes <= ENTRY_MAX;
+            if page && call_entry(head).is_some_and(|word| self.push_percpu(word, source, reads)) {
                 return;
             }
             self.chain.push_call(head);

@@ -83,7 +83,7 @@ fn packed(layout: Layout) -> usize {
 /// Objects that wait, linked through their heads.
 pub(super) struct Chain {
     list: List<RcuHead>,
-    /// Relaxed: a statistic.
+    /// Relaxed: a statistic, and a hint that the chain is long.
     pub(super) len: AtomicUsize,
     /// Bytes of the blocks among them. Relaxed: a statistic.
     pub(super) bytes: AtomicUsize,

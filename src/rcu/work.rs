@@ -220,20 +220,19 @@ impl Core {
         self.hurry.store(false, Ordering::Relaxed);
         let mut report = RcuReport::default();
         while let Some(mut block) = NonNull::new(work.blocks) {
-            // SAFETY: the batch's own.
-            let (len, bytes) = unsafe {
-                let block = block.as_mut();
-                work.blocks = block.next;
-                let sizes = (block.len, block.bytes);
-                let mut calls = 0;
-                for head in block.free_all(&mut work.scratch) {
-                    call(head, RcuHead::call_func(head));
-                    calls += 1;
-                }
-                self.counters.called.fetch_add(calls, Ordering::Relaxed);
-                self.counters.freed.fetch_add(sizes.0 - calls, Ordering::Relaxed);
-                sizes
-            };
+            // SAFETY: the batch's own, and nobody else refers to it.
+            let page = unsafe { block.as_mut() };
+            work.blocks = page.next;
+            let (len, bytes) = (page.len, page.bytes);
+            let mut calls = 0;
+            for head in page.free_all(&mut work.scratch) {
+                // SAFETY: a call was noted in the head before its word was made, the page is emptied once, and no reader
+                // is left. The function is read before it is called, and the head not looked at afterwards.
+                unsafe { call(head, RcuHead::call_func(head)) };
+                calls += 1;
+            }
+            self.counters.called.fetch_add(calls, Ordering::Relaxed);
+            self.counters.freed.fetch_add(len - calls, Ordering::Relaxed);
             self.pointers.fetch_sub(len, Ordering::Relaxed);
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             report.freed += len;
