@@ -2,9 +2,11 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::size_class::{SLAB_MAX, block_size, class_of, is_run_class};
-use crate::{PcpAlloc, control, heap, large, nolock, percpu};
+use crate::sys::tools;
+use crate::{PcpAlloc, checked, control, heap, large, nolock, observe, percpu};
 
 /// A block of a class, after [`percpu::pop`] had none.
 #[cold]
@@ -13,7 +15,19 @@ pub(crate) fn alloc_class_slow(heap: &PcpAlloc, class: usize) -> *mut u8 {
     heap::ensure_up(&heap.config);
     nolock::settle();
     control::start_worker_if_due();
-    percpu::alloc_slow(class)
+    let (mut block, mut due) = percpu::alloc_slow(class);
+    if block.is_null() && checked::release_waiting() {
+        (block, due) = percpu::alloc_slow(class);
+    }
+    let given = if due { observe::sampled(block, block_size(class)) } else { block };
+    if given != block {
+        // SAFETY: the block came just now, and the program gets another.
+        unsafe { percpu::free_slow(class, block) };
+    } else if let Some(block) = NonNull::new(block) {
+        checked::hand_out(class, block);
+        tools::allocated(block.as_ptr(), block_size(class), false);
+    }
+    given
 }
 
 /// Frees a block of a class, after [`percpu::push`] did not take it.
@@ -23,9 +37,28 @@ pub(crate) fn alloc_class_slow(heap: &PcpAlloc, class: usize) -> *mut u8 {
 #[cold]
 #[inline(never)]
 pub(crate) unsafe fn free_class_slow(class: usize, block: *mut u8) {
-    nolock::settle();
+    // While somebody observes the heap every free comes here, and most of them are nobody's business.
     // SAFETY: the caller's obligation.
-    unsafe { percpu::free_slow(class, block) }
+    unsafe {
+        let diverted = observe::is_on() && !observe::is_noted(block) && !checked::is_on() && !tools::are_present();
+        if !(diverted && percpu::observed::push_diverted(class, block)) {
+            free_class_slower(class, block);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`free_class_slow`].
+#[cold]
+#[inline(never)]
+unsafe fn free_class_slower(class: usize, block: *mut u8) {
+    nolock::settle();
+    if observe::freed(block) {
+        return;
+    }
+    tools::freed(block, block_size(class));
+    // SAFETY: the caller's obligation.
+    unsafe { if checked::is_on() { checked::free(class, block) } else { percpu::free_slow(class, block) } }
 }
 
 #[cold]
@@ -34,7 +67,18 @@ fn alloc_large(heap: &PcpAlloc, layout: Layout, zeroed: bool) -> *mut u8 {
     heap::ensure_up(&heap.config);
     nolock::settle();
     control::start_worker_if_due();
-    large::alloc(layout.size(), layout.align(), zeroed)
+    let block = large::alloc(layout.size(), layout.align(), zeroed);
+    let size = large::usable_size(layout.size(), layout.align());
+    let given = if percpu::observed::is_due(size) { observe::sampled(block, size) } else { block };
+    if given != block
+        && let Some(block) = NonNull::new(block)
+    {
+        // SAFETY: the block came just now, and the program gets another.
+        unsafe { large::free(block, layout.size(), layout.align()) };
+    } else {
+        tools::allocated(given, size, zeroed);
+    }
+    given
 }
 
 /// # Safety
@@ -42,7 +86,10 @@ fn alloc_large(heap: &PcpAlloc, layout: Layout, zeroed: bool) -> *mut u8 {
 #[cold]
 #[inline(never)]
 unsafe fn free_large(block: *mut u8, layout: Layout) {
-    if let Some(block) = NonNull::new(block) {
+    if let Some(block) = NonNull::new(block)
+        && !observe::freed(block.as_ptr())
+    {
+        tools::freed(block.as_ptr(), large::usable_size(layout.size(), layout.align()));
         // SAFETY: the caller's obligation.
         unsafe { large::free(block, layout.size(), layout.align()) }
     }
@@ -58,7 +105,8 @@ fn alloc_class(heap: &PcpAlloc, class: usize) -> *mut u8 {
 // SAFETY: blocks are disjoint, as large and as aligned as asked, and stay the caller's until it frees them;
 // nothing here unwinds. `tests/` shows each by trial.
 unsafe impl GlobalAlloc for PcpAlloc {
-    #[inline(always)]
+    #[cfg_attr(feature = "outline", inline(never))]
+    #[cfg_attr(not(feature = "outline"), inline(always))]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class_of(layout.size(), layout.align()) {
             Some(class) => alloc_class(self, class),
@@ -66,7 +114,8 @@ unsafe impl GlobalAlloc for PcpAlloc {
         }
     }
 
-    #[inline(always)]
+    #[cfg_attr(feature = "outline", inline(never))]
+    #[cfg_attr(not(feature = "outline"), inline(always))]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller's obligation: the block was allocated with this layout, so it is of this class.
         unsafe {
@@ -81,7 +130,8 @@ unsafe impl GlobalAlloc for PcpAlloc {
         }
     }
 
-    #[inline]
+    #[cfg_attr(feature = "outline", inline(never))]
+    #[cfg_attr(not(feature = "outline"), inline)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match class_of(layout.size(), layout.align()) {
             Some(class) if !is_run_class(class) => {
@@ -97,7 +147,8 @@ unsafe impl GlobalAlloc for PcpAlloc {
         }
     }
 
-    #[inline]
+    #[cfg_attr(feature = "outline", inline(never))]
+    #[cfg_attr(not(feature = "outline"), inline)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let same_class = match (class_of(layout.size(), layout.align()), class_of(new_size, layout.align())) {
             (Some(old), Some(new)) => old == new,
@@ -123,7 +174,26 @@ fn alloc_zeroed_run(heap: &PcpAlloc, class: usize, size: usize) -> *mut u8 {
         unsafe { block.write_bytes(0, size) };
         return block;
     }
-    large::alloc_zeroed_class(class)
+    let (block, due) = match percpu::observed::pop_due(class) {
+        Some(block) => (block, true),
+        None => (large::alloc_zeroed_class(class), percpu::observed::is_run_due(class)),
+    };
+    let Some(found) = NonNull::new(block) else { return block };
+    // Before it is zeroed: it is to be as it was left.
+    checked::hand_out(class, found);
+    if due {
+        // SAFETY: as above.
+        unsafe { block.write_bytes(0, size) };
+    }
+    let given = if due { observe::sampled(block, block_size(class)) } else { block };
+    if given != block {
+        checked::take_back(class, found);
+        // SAFETY: the block came just now, and the program gets another, which the client has zeroed.
+        unsafe { percpu::free_slow(class, block) };
+    } else {
+        tools::allocated(block, block_size(class), true);
+    }
+    given
 }
 
 /// Where the class changes: in place or by moving page tables if that can be done, else by a copy.
@@ -136,10 +206,19 @@ unsafe fn realloc_slow(heap: &PcpAlloc, block: *mut u8, layout: Layout, new_size
     // SAFETY: the caller's obligation: a block of this layout, not null, and a new size that with this
     // alignment makes a layout.
     unsafe {
+        let old = NonNull::new_unchecked(block);
         if old_size.min(new_size) > SLAB_MAX
-            && let Some(block) = large::resize(NonNull::new_unchecked(block), align, old_size, new_size)
+            && !observe::is_elsewhere(old)
+            && let Some(new) = large::resize(old, align, old_size, new_size, false)
         {
-            return block.as_ptr();
+            if observe::is_on() {
+                observe::resized(old, new, usable_size(Layout::from_size_align_unchecked(new_size, align)));
+            }
+            if tools::are_present() {
+                let new_usable = usable_size(Layout::from_size_align_unchecked(new_size, align));
+                tools::resized(block, usable_size(layout), new.as_ptr(), new_usable);
+            }
+            return new.as_ptr();
         }
         let new = heap.alloc(Layout::from_size_align_unchecked(new_size, align));
         if !new.is_null() {
@@ -148,6 +227,23 @@ unsafe fn realloc_slow(heap: &PcpAlloc, block: *mut u8, layout: Layout, new_size
         }
         new
     }
+}
+
+/// Whether boxes may be in longer blocks than their layout says.
+static LONGER: AtomicBool = AtomicBool::new(false);
+
+/// From now on boxes may be in longer blocks than their layout says: the program's allocator adds something to each.
+pub(crate) fn note_longer_blocks() {
+    // Relaxed, here and below: whoever has such a box got it after this.
+    if !LONGER.load(Ordering::Relaxed) {
+        LONGER.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether a box in this heap is in the block that its layout says.
+#[inline]
+pub(crate) fn boxes_are_exact() -> bool {
+    !LONGER.load(Ordering::Relaxed)
 }
 
 /// Bytes usable in a block that was allocated with `layout`.

@@ -1,15 +1,20 @@
 //! What the crate's own tests see of its inside; no part of what is promised to stay.
 
-#[cfg(all(target_arch = "x86_64", not(any(pcpalloc_twin, miri))))]
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(any(pcpalloc_twin, miri))))]
 pub use crate::percpu::trial;
 #[cfg(not(any(pcpalloc_twin, miri)))]
 pub use crate::sys::failures;
 
+pub use crate::observe::count as observing;
+
+pub use crate::lock::counted::LockCounts;
+
 use core::sync::atomic::Ordering;
 
 use crate::size_class::{CLASS, CLASSES, PAGE};
-use crate::slab::{central, class_of_tag, is_out};
-use crate::zone::{TAG_RUN, mapping, nodes};
+use crate::slab::{central, class_of_tag, is_out, transfer};
+use crate::tagged_stack::RETRIES;
+use crate::zone::{META, TAG_RUN, mapping, mapping_cache, nodes};
 use crate::{Config, heap, percpu, sys};
 
 /// What `PCPALLOC_CONF` makes of the default settings, and how many of its settings are left out.
@@ -18,6 +23,91 @@ pub fn configured_by(conf: &'static core::ffi::CStr) -> (Config, usize) {
     config.override_by(conf, |_| problems += 1);
     (config, problems)
 }
+
+/// The memory nodes in the order in which memory is asked of them where `node` gives none.
+pub fn nodes_from(node: usize) -> Vec<usize> {
+    crate::zone::nodes_from(node).collect()
+}
+
+/// Bytes of address space in the stacks of one CPU.
+pub const STACKS_BYTES: usize = percpu::REGION_BYTES;
+
+/// What happens on slow paths and is shared by CPUs, as often as it has happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shared {
+    /// The lock of each CPU's stacks.
+    pub stacks: LockCounts,
+    /// The lock of each class's slabs.
+    pub slabs: LockCounts,
+    /// The lock of each zone's pages.
+    pub zones: LockCounts,
+    /// The lock under which a zone grows.
+    pub growth: LockCounts,
+    /// The lock of the memory for tables.
+    pub tables: LockCounts,
+    /// Batches put among those on their way from CPU to CPU, and taken: an exchange each.
+    pub transfers: u64,
+    /// Empty batches taken and put back: an exchange each, all of one word.
+    pub spares: u64,
+    /// Exchanges that came too late and were tried again.
+    pub retries: u64,
+}
+
+/// Counts of all locks on slow paths, without taking one.
+pub fn shared() -> Shared {
+    let sum = |a: LockCounts, b: LockCounts| LockCounts {
+        taken: a.taken + b.taken,
+        contended: a.contended + b.contended,
+        waited: a.waited + b.waited,
+    };
+    let mut shared = Shared::default();
+    if !heap::is_up() {
+        return shared;
+    }
+    for region in percpu::regions() {
+        shared.stacks = sum(shared.stacks, region.lock_counts());
+    }
+    for (number, node) in nodes().iter().enumerate() {
+        for class in 0..CLASSES {
+            shared.slabs = sum(shared.slabs, central(number, class).lock_counts());
+        }
+        for zone in node.zones() {
+            let [pages, growth] = zone.lock_counts();
+            shared.zones = sum(shared.zones, pages);
+            shared.growth = sum(shared.growth, growth);
+        }
+    }
+    shared.tables = META.lock_counts();
+    (shared.transfers, shared.spares) = transfer::changes();
+    shared.retries = RETRIES.load(Ordering::Relaxed);
+    shared
+}
+
+/// Bytes that one CPU more may cost, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CpuBytes {
+    /// The headers of all stacks, and what is known about them.
+    pub headers: usize,
+    /// The arrays of stacks that are small.
+    pub small_arrays: usize,
+    /// Address space for the arrays of stacks that have grown.
+    pub large_arrays: usize,
+    /// Free blocks on all stacks together, at most.
+    pub stacked_blocks: usize,
+    /// Free blocks on their way between CPUs, at most.
+    pub transferred_blocks: usize,
+}
+
+/// What one CPU more may cost.
+pub const CPU_BYTES: CpuBytes = CpuBytes {
+    headers: percpu::CPU_BYTES[0],
+    small_arrays: percpu::CPU_BYTES[1],
+    large_arrays: percpu::CPU_BYTES[2],
+    stacked_blocks: percpu::CPU_BYTES[3],
+    transferred_blocks: transfer::TRANSFER_BYTES_PER_CPU,
+};
 
 /// How thoroughly to check, and what that costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,11 +130,11 @@ pub struct Totals {
     pub tables: usize,
     /// Free pages.
     pub free: usize,
-    /// Pages of slabs.
+    /// Pages of slabs, and those that guard them.
     pub slabs: usize,
     /// Runs that are one block.
     pub runs: usize,
-    /// Blocks that are mappings of their own.
+    /// Blocks that are mappings of their own, and freed ones that are kept.
     pub mappings: usize,
 }
 
@@ -101,7 +191,7 @@ fn check_once(level: Level) -> Result<Totals, &'static str> {
                 }
                 continue;
             }
-            slabs += counts.slabs * fixed.pages as usize;
+            slabs += counts.slabs * (fixed.pages as usize + crate::slab::guard_pages());
             if level >= Level::Lists {
                 central(number, class).check(class)?;
                 if counts.slabs * fixed.pages as usize != slab_pages[class] {
@@ -116,7 +206,7 @@ fn check_once(level: Level) -> Result<Totals, &'static str> {
         totals.slabs += slabs * PAGE;
         totals.runs += runs * PAGE;
     }
-    totals.mappings = mapping::MAPPED.load(Ordering::Relaxed);
+    totals.mappings = mapping::MAPPED.load(Ordering::Relaxed) + mapping_cache::bytes();
     totals.committed += totals.mappings;
     if totals.committed != totals.tables + totals.free + totals.slabs + totals.runs + totals.mappings {
         return Err("the total of all states is what is committed");
@@ -165,4 +255,14 @@ fn check_stacks(blocks: bool) -> Result<(), &'static str> {
     // SAFETY: the mapping was made above, and the slice is not used any more.
     unsafe { sys::unmap(memory, len) };
     outcome
+}
+
+/// Whether a block is one of the sampled ones, that are guarded on both sides.
+pub fn is_guarded(block: *const u8) -> bool {
+    crate::checked::is_guarded(block as usize)
+}
+
+/// Whether there are guarded blocks already, and bad accesses are reported.
+pub fn has_guards() -> bool {
+    crate::checked::has_guards()
 }

@@ -2,9 +2,9 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::slab::{central, transfer};
-use crate::zone::{META, nodes};
-use crate::{Config, control, percpu, size_class, sys};
+use crate::slab::{central, holes, transfer};
+use crate::zone::{META, mapping_cache, nodes};
+use crate::{Config, checked, control, observe, percpu, size_class, sys};
 
 const DOWN: u32 = 0;
 const COMING: u32 = 1;
@@ -53,15 +53,23 @@ fn bring_up(config: &Config) {
         }
     }
     BRINGER.store(sys::thread_id(), Ordering::Relaxed);
-    percpu::init();
+    let own = config;
+    let config = config.with_environment();
+    // Before anything can be allocated: the C library may do so in what follows.
+    checked::init(config.hardening());
+    percpu::init(config.rseq, config.membarrier);
+    checked::sample(config.guarded());
     transfer::init(percpu::cpus());
     config.apply();
     BRINGER.store(0, Ordering::Relaxed);
-    let state = if cfg!(feature = "capi") && *config == Config::new() { UP_BY_DEFAULT } else { UP };
+    let state = if cfg!(feature = "capi") && *own == Config::new() { UP_BY_DEFAULT } else { UP };
     STATE.store(state, Ordering::Release);
     // After the heap is up: the C library may allocate here.
     sys::at_fork(before_fork, after_fork, after_fork_in_child);
     sys::stay_loaded();
+    #[cfg(feature = "profile")]
+    crate::profile::start_if_wanted();
+    control::arm_exit_report();
 }
 
 /// Puts settings in force that come after the heap, unless they are the same or others came first.
@@ -70,7 +78,16 @@ fn replace_default(config: &Config) {
     if *config != Config::new()
         && STATE.compare_exchange(UP_BY_DEFAULT, UP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     {
+        let config = config.with_environment();
         config.apply();
+        if !checked::is_as(config.hardening(), config.guarded()) {
+            sys::report(
+                b"pcpalloc: memory was handed out before its protections were chosen: use PCPALLOC_CONF for them\n",
+            );
+        }
+        #[cfg(feature = "profile")]
+        crate::profile::start_if_wanted();
+        control::arm_exit_report();
     }
 }
 
@@ -79,15 +96,31 @@ fn fork_locks(acquire: bool) {
     let centrals =
         || nodes().iter().enumerate().flat_map(|(n, _)| (0..size_class::CLASSES).map(move |c| central(n, c)));
     if acquire {
+        #[cfg(feature = "profile")]
+        crate::profile::fork_lock(true);
+        observe::fork_lock(true);
+        checked::fork_lock(true);
+        #[cfg(feature = "profile")]
+        crate::profile::fork_lock_book(true);
         percpu::fork_lock(true);
+        holes::fork_lock(true);
         centrals().for_each(|central| central.fork_lock(true));
         nodes().iter().for_each(|node| node.fork_lock(true));
+        mapping_cache::fork_lock(true);
         META.fork_lock(true);
     } else {
         META.fork_lock(false);
+        mapping_cache::fork_lock(false);
         nodes().iter().for_each(|node| node.fork_lock(false));
         centrals().for_each(|central| central.fork_lock(false));
+        holes::fork_lock(false);
         percpu::fork_lock(false);
+        #[cfg(feature = "profile")]
+        crate::profile::fork_lock_book(false);
+        observe::fork_lock(false);
+        checked::fork_lock(false);
+        #[cfg(feature = "profile")]
+        crate::profile::fork_lock(false);
     }
 }
 
@@ -101,5 +134,7 @@ extern "C" fn after_fork() {
 
 extern "C" fn after_fork_in_child() {
     fork_locks(false);
+    observe::after_fork();
+    checked::after_fork();
     control::after_fork();
 }

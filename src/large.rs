@@ -6,11 +6,12 @@
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
+use crate::checked;
 use crate::percpu;
 use crate::size_class::{CLASS, PAGE, PAGE_SHIFT, class_of};
-use crate::slab::{NOT_IN_USE, account_run, class_of_tag, tag_at, tag_of};
+use crate::slab::{NOT_IN_USE, account_run, class_of_tag, holes, tag_at, tag_of};
 use crate::sys;
-use crate::zone::{MARKS, Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, pages_for};
+use crate::zone::{MARKS, Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, nodes_from, pages_for};
 
 /// How a request is served that no slab serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,9 +48,9 @@ pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> *mut u8 {
                 run.address()
             })
         }
-        _ => mapping::alloc(size, align).or_else(|| {
+        _ => mapping::alloc(size, align, zeroed).or_else(|| {
             percpu::reclaim();
-            mapping::alloc(size, align)
+            mapping::alloc(size, align, zeroed)
         }),
     };
     block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
@@ -60,6 +61,7 @@ pub(crate) fn alloc_zeroed_class(class: usize) -> *mut u8 {
     let pages = CLASS[class].pages as u32;
     let run = alloc_run(pages, 0, Purpose::Block(tag_of(class)));
     run.map_or(core::ptr::null_mut(), |run| {
+        run.zone.forget_marks(run.page, 1);
         account_run(run.zone.node(), None, Some(class));
         zero(&run, pages);
         run.address().as_ptr()
@@ -67,14 +69,15 @@ pub(crate) fn alloc_zeroed_class(class: usize) -> *mut u8 {
 }
 
 fn alloc_run(pages: u32, order: u32, purpose: Purpose) -> Option<Run> {
-    let any_node = || {
-        let here = percpu::node_here();
-        (here..nodes().len()).chain(0..here).find_map(|node| nodes()[node].alloc(pages, order, purpose))
-    };
-    any_node().or_else(|| {
+    let any_node = || nodes_from(percpu::node_here()).find_map(|node| nodes()[node].alloc(pages, order, purpose));
+    let run = any_node().or_else(|| {
         percpu::reclaim();
         any_node()
-    })
+    })?;
+    if run.warm < pages {
+        holes::heap_grew();
+    }
+    Some(run)
 }
 
 /// Zeroes those pages of a run that may hold something.
@@ -105,6 +108,10 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize, align: usize) {
 
 fn free_run(block: NonNull<u8>, pages: u32) {
     let (zone, page) = run_at(block, TAG_RUN);
+    if checked::is_on() && zone.run_length(page) == pages {
+        // SAFETY: a run of this length, which its owner has given up.
+        unsafe { checked::scrub(block, (pages as usize) << PAGE_SHIFT) };
+    }
     if !zone.free_run(page, pages) {
         sys::die(WRONG_SIZE, sys::addr(block));
     }
@@ -130,22 +137,35 @@ fn run_at(block: NonNull<u8>, tag: u8) -> (&'static Zone, u32) {
 }
 
 /// Changes the size of a block where it lies, or by moving page tables; `None` if that cannot be done, and
-/// the block is as it was.
+/// the block is as it was. What a mapping has grown by reads as zero if `zeroed`; of runs the caller sees to that.
 ///
 /// # Safety
 /// `block` is a block of the heap of this size and alignment; after success only the new address is used.
-pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: usize) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn resize(
+    block: NonNull<u8>,
+    align: usize,
+    old: usize,
+    new: usize,
+    zeroed: bool,
+) -> Option<NonNull<u8>> {
     // SAFETY: the caller's obligation.
-    unsafe { resize_kind(block, kind(old, align), align, old, new) }
+    unsafe { resize_kind(block, kind(old, align), align, old, new, zeroed) }
 }
 
 /// # Safety
 /// As for [`resize`], of a block of this kind. Only that of a mapping depends on `old`.
-unsafe fn resize_kind(block: NonNull<u8>, from: Kind, align: usize, old: usize, new: usize) -> Option<NonNull<u8>> {
+unsafe fn resize_kind(
+    block: NonNull<u8>,
+    from: Kind,
+    align: usize,
+    old: usize,
+    new: usize,
+    zeroed: bool,
+) -> Option<NonNull<u8>> {
     let to = kind(new, align);
     match (from, to) {
         // SAFETY: the caller's obligation.
-        (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, align, old, new) },
+        (Kind::Mapping, Kind::Mapping) => unsafe { mapping::resize(block, align, old, new, zeroed) },
         (Kind::Class(_, had) | Kind::Run(had), Kind::Class(_, wants) | Kind::Run(wants)) => {
             let (old_class, tag) = match from {
                 Kind::Class(class, _) => (Some(class), tag_of(class)),
@@ -164,6 +184,7 @@ unsafe fn resize_kind(block: NonNull<u8>, from: Kind, align: usize, old: usize, 
             {
                 return None;
             }
+            checked::resized(zone, block, new_class.is_some());
             let node = zone.node();
             account_run(node, old_class, new_class);
             let bytes = &nodes()[node].run_bytes;
@@ -177,6 +198,24 @@ unsafe fn resize_kind(block: NonNull<u8>, from: Kind, align: usize, old: usize, 
         }
         _ => None,
     }
+}
+
+/// A block for a request that no class serves, from this node alone.
+pub(crate) fn alloc_on(node: usize, size: usize, align: usize) -> Option<NonNull<u8>> {
+    match kind(size, align) {
+        Kind::Run(pages) => {
+            let run = nodes()[node].alloc(pages, (align / PAGE).max(1).trailing_zeros(), Purpose::Large)?;
+            nodes()[run.zone.node()].run_bytes.fetch_add((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
+            Some(run.address())
+        }
+        _ => mapping::alloc_on(node, size, align),
+    }
+}
+
+/// Whether a request is served by a mapping of its own.
+#[cfg(any(feature = "allocator-api2", feature = "nightly"))]
+pub(crate) fn is_mapping(size: usize, align: usize) -> bool {
+    kind(size, align) == Kind::Mapping
 }
 
 /// Bytes usable in a block for this request, which no class serves.
@@ -239,6 +278,9 @@ mod unsized_blocks {
         match tag_at(block) {
             Some((zone, page, TAG_RUN)) => Found::Run(zone.run_length(page)),
             Some((_, _, tag)) => class_of_tag(tag).map_or(Found::NotInUse, Found::Class),
+            None if checked::is_guarded(sys::addr(block)) => {
+                checked::guarded_class_at(sys::addr(block)).map_or(Found::NotInUse, Found::Class)
+            }
             None => mapping::usable_at(block).map_or(Found::Foreign, Found::Mapping),
         }
     }
@@ -268,6 +310,6 @@ mod unsized_blocks {
         new: usize,
     ) -> Option<NonNull<u8>> {
         // SAFETY: the caller's obligation; a block of this kind, as found.
-        unsafe { resize_kind(block, found.kind()?, align, found.usable(), new) }
+        unsafe { resize_kind(block, found.kind()?, align, found.usable(), new, false) }
     }
 }

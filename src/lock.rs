@@ -19,6 +19,7 @@ const SPINS: u32 = 100;
 /// A value that one thread at a time may touch.
 pub(crate) struct Lock<T> {
     state: AtomicU32,
+    counters: Counters,
     value: UnsafeCell<T>,
 }
 
@@ -27,7 +28,7 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
     pub(crate) const fn new(value: T) -> Self {
-        Lock { state: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
+        Lock { state: AtomicU32::new(FREE), counters: Counters::new(), value: UnsafeCell::new(value) }
     }
 
     /// The value, for whoever has the lock to himself.
@@ -62,6 +63,10 @@ impl<T> Lock<T> {
     pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
         // Acquire, paired with the release in `release`: what the last holder wrote is seen.
         let taken = self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
+        match taken {
+            Ok(_) => self.counters.taken(),
+            Err(_) => self.counters.contended(),
+        }
         taken.is_ok().then(|| Guard { lock: self })
     }
 
@@ -73,10 +78,12 @@ impl<T> Lock<T> {
         if self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.acquire_slow();
         }
+        self.counters.taken();
     }
 
     #[cold]
     fn acquire_slow(&self) {
+        self.counters.contended();
         for _ in 0..SPINS {
             spin_hint();
             // Relaxed look before the exchange, so that waiting does not take the line from the holder.
@@ -88,6 +95,7 @@ impl<T> Lock<T> {
         }
         // Acquire: as in `try_lock`. Whoever parks marks the lock, so that its holder wakes somebody.
         while self.state.swap(CONTENDED, Ordering::Acquire) != FREE {
+            self.counters.waited();
             sys::futex_wait(&self.state, CONTENDED);
         }
     }
@@ -99,6 +107,89 @@ impl<T> Lock<T> {
         if self.state.swap(FREE, Ordering::Release) == CONTENDED {
             sys::futex_wake(&self.state);
         }
+    }
+}
+
+#[cfg(feature = "debug")]
+impl<T> Lock<T> {
+    /// What has happened to the lock so far. Takes no lock.
+    pub(crate) fn counts(&self) -> counted::LockCounts {
+        self.counters.counts()
+    }
+}
+
+#[cfg(feature = "debug")]
+use counted::Counters;
+#[cfg(not(feature = "debug"))]
+use uncounted::Counters;
+
+/// How often a lock is taken, for the tests and benchmarks that the feature `debug` is for. All bytes zero are a valid
+/// value, as they are of a lock.
+#[cfg(feature = "debug")]
+pub(crate) mod counted {
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    /// What has happened to a lock, or to several.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct LockCounts {
+        /// Times it was taken.
+        pub taken: u64,
+        /// Times somebody wanted it who found it held: who waited then, or went elsewhere.
+        pub contended: u64,
+        /// Times a thread slept in the kernel for it.
+        pub waited: u64,
+    }
+
+    // Relaxed throughout: statistics.
+    pub(super) struct Counters {
+        taken: AtomicU64,
+        contended: AtomicU64,
+        waited: AtomicU64,
+    }
+
+    impl Counters {
+        pub(super) const fn new() -> Counters {
+            Counters { taken: AtomicU64::new(0), contended: AtomicU64::new(0), waited: AtomicU64::new(0) }
+        }
+
+        /// The lock is held, so nobody else counts here.
+        pub(super) fn taken(&self) {
+            self.taken.store(self.taken.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+
+        pub(super) fn contended(&self) {
+            self.contended.fetch_add(1, Ordering::Relaxed);
+        }
+
+        pub(super) fn waited(&self) {
+            self.waited.fetch_add(1, Ordering::Relaxed);
+        }
+
+        pub(super) fn counts(&self) -> LockCounts {
+            let [taken, contended, waited] =
+                [&self.taken, &self.contended, &self.waited].map(|count| count.load(Ordering::Relaxed));
+            LockCounts { taken, contended, waited }
+        }
+    }
+}
+
+#[cfg(not(feature = "debug"))]
+mod uncounted {
+    pub(super) struct Counters;
+
+    impl Counters {
+        pub(super) const fn new() -> Counters {
+            Counters
+        }
+
+        #[inline(always)]
+        pub(super) fn taken(&self) {}
+
+        #[inline(always)]
+        pub(super) fn contended(&self) {}
+
+        #[inline(always)]
+        pub(super) fn waited(&self) {}
     }
 }
 
@@ -155,6 +246,8 @@ mod tests {
             .collect();
         threads.into_iter().for_each(|t| t.join().unwrap());
         assert_eq!(*lock.lock(), (160_000, 160_000));
+        #[cfg(feature = "debug")]
+        assert_eq!(lock.counts().taken, 160_001);
     }
 
     #[test]
@@ -164,5 +257,7 @@ mod tests {
         assert!(lock.try_lock().is_none());
         drop(held);
         assert!(lock.try_lock().is_some());
+        #[cfg(feature = "debug")]
+        assert_eq!(lock.counts(), counted::LockCounts { taken: 2, contended: 1, waited: 0 });
     }
 }

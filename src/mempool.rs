@@ -8,7 +8,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::tagged_stack::{Links, Stack};
-use crate::{AllocError, PcpAlloc, alloc, nolock, percpu};
+use crate::{AllocError, alloc, nolock, percpu};
 
 /// `min` blocks of one layout that are always there, for crash handlers, profilers and whoever must not fail.
 ///
@@ -26,6 +26,7 @@ use crate::{AllocError, PcpAlloc, alloc, nolock, percpu};
 /// assert_eq!(pool.available(), 8);
 /// # Ok::<(), pcpalloc::AllocError>(())
 /// ```
+#[doc(alias = "mempool_t")]
 #[derive(Debug)]
 pub struct Pool {
     layout: Layout,
@@ -49,10 +50,11 @@ impl Links for Box<[Slot]> {
 }
 
 impl Pool {
-    /// A pool that sets `min` blocks of `layout` aside.
+    /// A pool that sets `min` blocks of `layout` aside: their memory, and 16 bytes for each, for as long as the pool lives.
     ///
     /// # Errors
     /// If the memory is not to be had, the layout's size is 0, or `min` is beyond a million.
+    #[doc(alias = "mempool_create")]
     pub fn new(layout: Layout, min: usize) -> Result<Pool, AllocError> {
         let refused = AllocError(percpu::ChargeError::OutOfMemory);
         if layout.size() == 0 || min > 1 << 20 {
@@ -75,8 +77,9 @@ impl Pool {
         self.full.push(&self.slots, number);
     }
 
-    /// A block: from the heap if it has one at hand ([`PcpAlloc::try_alloc_nolock`]), else from what was set
+    /// A block: from the heap if it has one at hand ([`PcpAlloc::try_alloc_nolock`](crate::PcpAlloc::try_alloc_nolock)), else from what was set
     /// aside; `None` if that is all out.
+    #[doc(alias = "mempool_alloc")]
     pub fn alloc(&self) -> Option<NonNull<u8>> {
         if let Some(block) = nolock::alloc(self.layout) {
             return Some(block);
@@ -94,11 +97,12 @@ impl Pool {
     /// # Safety
     /// `block` came from [`Pool::alloc`] of this pool, or from the heap with the same layout, and is not used
     /// any more.
+    #[doc(alias = "mempool_free")]
     pub unsafe fn free(&self, block: NonNull<u8>) {
         match self.vacant.pop(&self.slots) {
             Some(number) => self.set_aside(number, block),
             // SAFETY: the caller's obligation.
-            None => unsafe { PcpAlloc::new().free_nolock(block, self.layout) },
+            None => unsafe { nolock::free(block, self.layout) },
         }
     }
 

@@ -12,9 +12,9 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::list::List;
-use crate::size_class::{CLASSES, class_of};
+use crate::size_class::{CLASSES, block_size, class_of};
 use crate::slab::{free_bulk, tag_at, tag_of};
-use crate::{Config, heap, large, percpu, sys};
+use crate::{checked, large, observe, percpu, sys};
 
 /// In a list's words: where the number of the class starts. Addresses of user space end before.
 const CLASS_SHIFT: u32 = 48;
@@ -40,21 +40,32 @@ pub(crate) fn deferred() -> usize {
 }
 
 pub(crate) fn alloc(layout: Layout) -> Option<NonNull<u8>> {
-    NonNull::new(percpu::pop_nolock(class_of(layout.size(), layout.align())?))
+    let class = class_of(layout.size(), layout.align())?;
+    let block = NonNull::new(percpu::pop_nolock(class))?;
+    checked::hand_out(class, block);
+    sys::tools::allocated(block.as_ptr(), block_size(class), false);
+    Some(block)
 }
 
 /// # Safety
 /// As for `GlobalAlloc::dealloc`.
 pub(crate) unsafe fn free(block: NonNull<u8>, layout: Layout) {
+    if observe::freed_nolock(block.as_ptr()) {
+        return;
+    }
     let Some(class) = class_of(layout.size(), layout.align()) else {
         // SAFETY: the caller's obligation; a block that no class serves is larger than the note, or fills a
         // page for its alignment.
         return unsafe { defer_large(block, layout) };
     };
+    checked::take_back(class, block);
+    sys::tools::freed(block.as_ptr(), block_size(class));
     // SAFETY: the caller's obligation.
     if unsafe { percpu::push_nolock(class, block.as_ptr()) } {
         return;
     }
+    checked::disregard(block);
+    sys::tools::open(block.as_ptr(), size_of::<usize>());
     DEFERRED.fetch_add(1, Ordering::Relaxed);
     let word = block.cast::<usize>().as_ptr().map_addr(|address| address | class << CLASS_SHIFT);
     // SAFETY: the block is ours, at least 8 bytes and aligned to 8: every class is a multiple of 8.
@@ -92,6 +103,7 @@ fn settle_all() {
         }
         // SAFETY: a block of the heap, by its page's tag; only this thread has it since the swap.
         word = unsafe { *block.cast::<*mut usize>() };
+        sys::tools::close(block.cast(), size_of::<usize>());
         free_bulk(class, &[address]);
         DEFERRED.fetch_sub(1, Ordering::Relaxed);
     }
@@ -100,6 +112,7 @@ fn settle_all() {
         // SAFETY: `defer_large` wrote the note, and the block is ours since the swap.
         unsafe {
             let Large { next, size, align } = block.read();
+            sys::tools::freed(block.cast().as_ptr(), large::usable_size(size, align));
             large::free(block.cast(), size, align);
             note = next;
         }
@@ -107,8 +120,8 @@ fn settle_all() {
     }
 }
 
+/// The heap is up.
 pub(crate) fn charge(layout: Layout, per_cpu: usize) -> Result<(), percpu::ChargeError> {
-    heap::ensure_up(&Config::new());
     match class_of(layout.size(), layout.align()) {
         Some(class) => percpu::charge(class, per_cpu),
         None => Err(percpu::ChargeError::OutOfMemory),

@@ -54,7 +54,7 @@ impl Stack {
             // Release, paired with the acquires in `pop`: who pops the number sees its link and contents.
             match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
-                Err(now) => head = now,
+                Err(now) => head = again(now),
             }
         }
     }
@@ -79,10 +79,28 @@ impl Stack {
                     self.len.fetch_sub(1, Ordering::Relaxed);
                     return Some(number);
                 }
-                Err(now) => head = now,
+                Err(now) => head = again(now),
             }
         }
     }
+
+    /// How often numbers have been pushed and popped.
+    #[cfg(all(feature = "debug", not(loom)))]
+    pub(crate) fn changes(&self) -> u64 {
+        self.head.load(Ordering::Relaxed) >> NUMBER_BITS
+    }
+}
+
+/// Exchanges of all stacks that came too late, and were tried again. Relaxed: a statistic.
+#[cfg(feature = "debug")]
+pub(crate) static RETRIES: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+
+/// An exchange came too late: the head to try it with again.
+#[cold]
+fn again(head: u64) -> u64 {
+    #[cfg(feature = "debug")]
+    RETRIES.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    head
 }
 
 #[cfg(all(test, loom))]

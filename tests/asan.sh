@@ -19,3 +19,31 @@ RUSTFLAGS="--cfg pcpalloc_twin -Zsanitizer=address" \
     CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/asan" \
     cargo +nightly test --target "$target" --lib --test twin "$@"
 echo "asan: passed"
+
+# The heap as it is, sections and all, in programs built with AddressSanitizer: with the feature it knows our blocks;
+# without, it knows of nothing that the heap serves: the control.
+target_dir="${CARGO_TARGET_DIR:-target}/asan-tools"
+build() {
+    RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="$target_dir/$1" \
+        cargo +nightly build --quiet --release --target "$target" --manifest-path tests/tools/Cargo.toml $2
+}
+build plain ""
+build asan "--features asan"
+check() { # features, argument, "found" or "unnoticed"
+    # LeakSanitizer looks for pointers in its own blocks alone, and misses those that lie in ours.
+    output=$(ASAN_OPTIONS=detect_leaks=0 "$target_dir/$1/$target/release/pcpalloc-tools" "$2" 2>&1) && status=0 || status=$?
+    found=unnoticed
+    if [ "$status" -ne 0 ] && echo "$output" | grep -q "AddressSanitizer: use-after-poison"; then found=found; fi
+    if [ "$found" != "$3" ] || { [ "$3" = unnoticed ] && [ "$status" -ne 0 ]; }; then
+        echo "$output"
+        echo "asan: $1, $2: $found with status $status, and not $3"
+        exit 1
+    fi
+}
+check plain sound unnoticed
+check asan sound unnoticed
+for mistake in use-after-free use-after-free-run overflow; do
+    check plain $mistake unnoticed
+    check asan $mistake found
+done
+echo "asan: what is wrong with our blocks is found with the feature, and unnoticed without"

@@ -436,7 +436,7 @@ const CASES: [Case; 7] = [
     ("slab-twice", "a block was freed twice", || twice(64)),
     ("class-run-twice", NOT_IN_USE, || twice(64 * KIB)),
     ("run-twice", NOT_IN_USE, || twice(MIB)),
-    ("mapping-twice", "a pointer to no memory was freed or resized (a double free, most likely)", || twice(5 * MIB)),
+    ("mapping-twice", "a block was freed twice", || twice(5 * MIB)),
     ("later-page-of-run", NOT_IN_USE, || c::malloc(MIB).wrapping_byte_add(PAGE)),
     ("middle-of-run", "a pointer into the middle of a block was freed", || c::malloc(MIB).wrapping_byte_add(8)),
     ("nowhere", "a pointer to no memory was freed or resized (a double free, most likely)", || 4096 as *mut c_void),

@@ -58,7 +58,7 @@ fn the_heap_comes_up_though_it_is_used_meanwhile() {
         (Kernel::WithoutRseq(libc::ENOSYS), "PerThread"),
     ] {
         // On another architecture, and without rseq in the C library, there are fewer modes.
-        if cfg!(target_arch = "x86_64") && common::kernel::libc_has_registered() {
+        if common::kernel::libc_has_registered() {
             Child::new(NAME, mode).kernel(kernel).run().succeeded();
         }
     }

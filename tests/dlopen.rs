@@ -82,13 +82,22 @@ fn address_space() -> usize {
     pages * PAGE
 }
 
+/// Mappings of the library that this process has.
+fn mappings() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("the kernel says what is mapped");
+    maps.lines().filter(|line| line.ends_with("/libplugin.so")).count()
+}
+
+/// What stays of a library that is closed: itself, once, with its heap, its destructors for threads and its handlers for
+/// `fork`, which then still runs.
+///
 /// Red if a library that is closed takes along what the kernel or a thread still wants of it: in `heap::bring_up`
 /// (`src/heap.rs`), do not call `sys::stay_loaded`. With feature `capi`, in `malloc_is_in` (`src/sys/c_library.rs`), say yes.
 #[test]
 fn a_library_comes_and_goes() {
     const NAME: &str = "a_library_comes_and_goes";
     child::body(NAME, |_| {
-        let mut after_first = 0;
+        let mut after_first = (0, 0);
         for round in 0..scaled(8) as u64 {
             let mine: Vec<Block> = (1..300).map(|n| Block::new(n * 40, 8, round).expect("there is memory")).collect();
             let plugin = Plugin::open();
@@ -114,11 +123,16 @@ fn a_library_comes_and_goes() {
                 closed.wait();
             });
             drop(mine);
+            // Its handlers are called.
+            let status = child::in_a_fork(|| drop(Block::new(5000, 8, round)));
+            assert_eq!(status, 0);
             if round == 0 {
-                after_first = address_space();
+                after_first = (address_space(), mappings());
             }
         }
-        assert!(address_space() < after_first + 64 * MIB, "a library that comes again takes no more");
+        assert_eq!(after_first.1, mappings(), "it is there once, however often it came");
+        assert!(mappings() > 0);
+        assert!(address_space() < after_first.0 + 64 * MIB, "a library that comes again takes no more");
     });
     for kernel in Kernel::MODES {
         Child::new(NAME, "").kernel(kernel).run().succeeded();

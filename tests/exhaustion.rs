@@ -110,17 +110,27 @@ fn size(kind: &str, random: &mut Random) -> usize {
     }
 }
 
-/// Takes blocks until there are no more; for some kinds then smaller ones, down to the least.
+/// The least that is asked for.
+fn least(kind: &str) -> usize {
+    match kind {
+        "runs" => 33 * KIB,
+        "mappings" => 4 * MIB + 1,
+        _ => Chain::LEAST,
+    }
+}
+
+/// Takes blocks until there are no more: when one is refused then smaller ones, down to the least, since how much was
+/// had before the first refusal depends on where the holes are.
 fn take_all(kind: &str, seed: u64) -> Chain {
     let (mut chain, mut random) = (Chain::new(), Random::new(seed));
-    let mut most = usize::MAX;
+    let (least, mut most) = (least(kind), usize::MAX);
     loop {
         let size = size(kind, &mut random).min(most);
         if !chain.take(size, random.below(4) == 0) {
-            if size == Chain::LEAST || matches!(kind, "runs" | "mappings") {
+            if size == least {
                 return chain;
             }
-            most = (size / 2).max(Chain::LEAST);
+            most = (size / 2).max(least);
         }
     }
 }
@@ -137,8 +147,8 @@ fn exhaust(kind: &str) {
     let mut mapping = Block::new(5 * MIB, 8, 3).expect("there is memory");
     let before = HEAP.stats();
     let (mut taken, mut zones) = ([0; 2], 0);
-    for round in 0..scaled(2) {
-        let chain = take_all(kind, round as u64);
+    for round in 0..scaled(2).max(2) {
+        let chain = take_all(kind, 0);
         taken[round % 2] = chain.bytes;
         zones = HEAP.stats().zones;
         if kind == "mixed" {
@@ -239,6 +249,26 @@ fn by_several_threads_at_once() {
     for kernel in MODES {
         for kind in ["mixed", "runs"] {
             Child::new(NAME, kind).address_space(200 * MIB).kernel(kernel).run().succeeded();
+        }
+    }
+}
+
+/// What strict overcommit (`vm.overcommit_memory=2`) does to a process whose share is used up, done to this one alone: the
+/// kernel refuses to make memory writable, reservations notwithstanding, and refuses nothing to programs that ask for
+/// address space only.
+///
+/// Red if a refusal to commit is not an answer: in `sys::commit` (`src/sys/linux.rs`), return true; or if reservations
+/// count: in `sys::reserve`, ask for pages that can be written to.
+#[test]
+fn with_strict_overcommit() {
+    const NAME: &str = "with_strict_overcommit";
+    child::body(NAME, exhaust);
+    for (kind, limit, least) in
+        [("mixed", 200 * MIB, 100 * MIB), ("small", 100 * MIB, 50 * MIB), ("runs", 200 * MIB, 100 * MIB)]
+    {
+        for kernel in MODES {
+            let outcome = Child::new(NAME, kind).data(limit).kernel(kernel).run().succeeded();
+            assert!(outcome.number("taken") > least, "{kind}: {outcome:#?}");
         }
     }
 }

@@ -54,7 +54,7 @@ fn workload_on_every_kernel() {
         let outcome = Child::new(NAME, name).kernel(kernel).run().succeeded();
         println!("{name}: {}", outcome.value("mode"));
         let per_thread = outcome.value("mode") == format!("{:?}", Mode::PerThread);
-        assert_eq!(per_thread, matches!(kernel, Kernel::WithoutRseq(_)) || cfg!(not(target_arch = "x86_64")));
+        assert_eq!(per_thread, matches!(kernel, Kernel::WithoutRseq(_)));
     }
 }
 
@@ -70,8 +70,8 @@ fn fill_all_stacks() {
 
 /// What cannot be reached is said, and what can be is emptied.
 ///
-/// Red if a CPU that was not fenced is taken to be stopped: in `stop_in` (`src/percpu/x86_64.rs`), return true
-/// whatever `fence_cpu` says; in `drain::init` (`src/percpu/drain.rs`), note that there is a fence whatever is passed.
+/// Red if a CPU that was not fenced is taken to be stopped: in `stop_in` (`src/percpu/table.rs`), return true
+/// whatever `fence_cpu` says; in `fence::init` (`src/percpu/fence.rs`), note that there is a fence whatever is passed.
 #[test]
 fn drains_on_every_kernel() {
     const NAME: &str = "drains_on_every_kernel";
@@ -119,7 +119,7 @@ fn drains_on_every_kernel() {
 /// Red if such a thread finds a CPU's stacks: in the macro `header` (`src/percpu/x86_64.rs`), use `cpu_id_start`
 /// (`[{off}]`), which is 0 for it, and not `cpu_id`, which is -1 or -2.
 #[test]
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn threads_without_rseq_among_others() {
     const NAME: &str = "threads_without_rseq_among_others";
     // Few classes, so that all threads work with the same stacks.
@@ -181,7 +181,7 @@ fn threads_without_rseq_among_others() {
 
 /// Whether threads are left without rseq by refusing it from some time on. (A C library that has registered some
 /// threads insists on registering all.)
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn refused_later(kernel: Kernel) -> bool {
     matches!(kernel, Kernel::LibcWithoutRseq)
 }

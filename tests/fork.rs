@@ -29,7 +29,7 @@ fn on_plain_thread(f: fn(u64), argument: u64) {
     let job = Box::into_raw(Box::new((f, argument)));
     // SAFETY: `enter` takes what it is passed, and `thread` is valid for the write and then a thread to wait for.
     unsafe {
-        let mut thread = 0;
+        let mut thread: libc::pthread_t = std::mem::zeroed();
         assert_eq!(libc::pthread_create(&mut thread, null(), enter, job.cast()), 0);
         assert_eq!(libc::pthread_join(thread, null_mut()), 0);
     }
@@ -153,7 +153,7 @@ fn parent_and_child_are_apart() {
 ///
 /// Red if the lock of that memory is left out of `heap::fork_locks` (`src/heap.rs`): the child waits for it for ever.
 #[test]
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn forks_while_tables_are_made() {
     use pcpalloc::debug::trial::Stacks;
     const NAME: &str = "forks_while_tables_are_made";

@@ -108,6 +108,31 @@ fn stats_agree_with_the_kernel() {
     drop(holes);
 }
 
+/// Counters of what is asked of the system move when it is asked, and what waits for a reader is in use and said to wait.
+///
+/// Positive control: leave `COUNTERS.released` alone in `Zone::release_free` (`src/zone/node.rs`); or have `settle` in
+/// `src/rcu/default.rs` return the default, or leave out what is in pages that fill.
+#[test]
+fn counters_move_and_what_is_deferred_is_in_use() {
+    let _alone = alone();
+    let before = GLOBAL.stats();
+    drop(vec![vec![1u8; 1000]; 100_000]);
+    GLOBAL.trim();
+    let after = GLOBAL.stats();
+    assert!(after.released >= before.released + 50 * MIB, "{before}\n{after}");
+    let section = pcpalloc::rcu::read_lock();
+    (0..10_000).for_each(|n: u64| pcpalloc::rcu::retire(Box::new([n; 100])));
+    let bytes = 10_000 * GLOBAL.usable_size(std::alloc::Layout::new::<[u64; 100]>());
+    // A page that is sealed in the middle of a look is left out of it.
+    let waiting = (0..100).map(|_| GLOBAL.stats()).find(|stats| stats.deferred == bytes);
+    let waiting = waiting.unwrap_or_else(|| GLOBAL.stats());
+    drop(section);
+    assert_eq!(waiting.deferred, bytes, "{waiting}");
+    assert!(waiting.in_use >= after.in_use + 10_000 * 800 && waiting.deferred <= waiting.in_use, "{waiting}");
+    pcpalloc::rcu::barrier();
+    assert_eq!(GLOBAL.stats().deferred, 0);
+}
+
 /// At the limit the answer is null; memory that is freed can be had again at once.
 ///
 /// Positive control: have `Marks::admits` return true.

@@ -102,6 +102,23 @@ fn at_the_limit(size: usize, threads: usize) -> (usize, usize) {
     })
 }
 
+/// What `trim` says it gave back is what the kernel got. A turn in which the worker gave something back, too, says
+/// nothing, so there are five.
+fn trim_tells_the_truth(size: usize) {
+    let mut last = String::new();
+    let agreed = (0..5).any(|_| {
+        drop(Blocks::all(size, 32 * MIB));
+        let (counted, before) = (HEAP.stats().released, anonymous());
+        let said = HEAP.trim().released;
+        let seen = before.saturating_sub(anonymous());
+        let counted = HEAP.stats().released - counted;
+        last = format!("trim says {} KiB, all {}, the kernel {}", said / KIB, counted / KIB, seen / KIB);
+        // What the allocator's own tables give back, a 64th, is not counted.
+        said == counted && said.abs_diff(seen) < MIB + seen / 32
+    });
+    assert!(agreed, "{size} bytes: {last}");
+}
+
 /// 512 MiB are asked for under a limit that leaves 64: by one thread and by four, in small blocks and in large ones.
 ///
 /// Positive control: have `Marks::admits` in `src/zone/marks.rs` return true, and all 512 MiB are had.
@@ -118,12 +135,7 @@ fn a_limit_holds_and_what_is_freed_is_had_again() {
             let again = Blocks::all(size, 32 * MIB);
             assert!(again.bytes() > 31 * MIB - size, "{size} bytes: {} KiB had again", again.bytes() / KIB);
             drop(again);
-            let (before, said) = (anonymous(), HEAP.trim());
-            let seen = before.saturating_sub(anonymous());
-            let counted = said.released.abs_diff(seen);
-            // What the allocator's own tables give back, a 64th, is not counted.
-            let (said, bound) = (said.released / KIB, MIB + seen / 32);
-            assert!(counted < bound, "{size} bytes: trim says {said} KiB, the kernel {} KiB", seen / KIB);
+            trim_tells_the_truth(size);
             HEAP.set_limit(None).unwrap();
         }
         child::say("stalls", vmstat("allocstall"));

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use pcpalloc::mempool::Pool;
 use pcpalloc::{Drain, PcpAlloc};
 use rcu_common::signals::{Timer, handle};
-use rcu_common::{Watchdog, alone, dealloc, fill, is_filled, scale};
+use rcu_common::{Watchdog, alone, dealloc, fill, is_filled, scaled};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -184,7 +184,7 @@ fn the_promise_is_kept_in_handlers() {
                 }
             });
         }
-        while SIGNALS.load(Ordering::Relaxed) < 20_000 * scale() {
+        while SIGNALS.load(Ordering::Relaxed) < scaled(20_000) {
             GLOBAL.drain(Drain::All);
         }
         stop.store(true, Ordering::Relaxed);

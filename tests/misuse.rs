@@ -9,7 +9,7 @@ mod common;
 
 use std::alloc::GlobalAlloc;
 
-use common::block::layout;
+use common::block::{free, layout, take};
 use common::child::{self, Child, say};
 use common::kernel::Kernel;
 use common::{HEAP, KIB, MIB, PAGE, cpus, on_cpu};
@@ -29,19 +29,6 @@ const SLAB: usize = 64;
 const CLASS_RUN: usize = 64 * KIB;
 const RUN: usize = MIB;
 const MAPPING: usize = 5 * MIB;
-
-fn take(size: usize) -> *mut u8 {
-    // SAFETY: no size here is 0.
-    let block = unsafe { HEAP.alloc(layout(size, 8)) };
-    assert!(!block.is_null());
-    block
-}
-
-/// Frees what [`take`] gave, as it should be.
-fn free(block: *mut u8, size: usize) {
-    // SAFETY: callers pass blocks that they took with this size and do not use again but for the sake of misuse.
-    unsafe { HEAP.dealloc(block, layout(size, 8)) }
-}
 
 /// Frees what is no block of this size, after saying its address.
 fn misuse(pointer: *mut u8, size: usize, align: usize) {
@@ -127,7 +114,7 @@ fn drain() {
 type Case = (&'static str, &'static str, fn());
 
 /// Red, case by case, if the look is left out: for `TWICE`, in `Slab::give` (`src/slab/bitmap.rs`), the test of the
-/// bit; for `NOT_IN_USE`, `FOREIGN` and `WRONG_SIZE`, in `zone_of` (`src/slab/central.rs`), in `run_at`
+/// bit; for `NOT_IN_USE`, `FOREIGN` and `WRONG_SIZE`, in `zone_of` (`src/slab/tags.rs`), in `run_at`
 /// (`src/large.rs`), and in `find` and `check` (`src/zone/mapping.rs`); for `MIDDLE`, in `Slab::give`, `free_runs`
 /// and `run_at`.
 const CASES: [Case; 37] = [
@@ -138,7 +125,7 @@ const CASES: [Case; 37] = [
     ("class-run-twice", NOT_IN_USE, || twice(CLASS_RUN)),
     ("run-twice", NOT_IN_USE, || twice(RUN)),
     // Its address is nothing any more.
-    ("mapping-twice", FOREIGN, || twice(MAPPING)),
+    ("mapping-twice", TWICE, || twice(MAPPING)),
     ("stack-as-slab", FOREIGN, || on_the_stack(SLAB)),
     ("stack-as-class-run", FOREIGN, || on_the_stack(CLASS_RUN)),
     ("stack-as-run", FOREIGN, || on_the_stack(RUN)),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pcpalloc::rcu::{self, RcuHead};
 use pcpalloc::{Drain, Mode, PcpAlloc};
 use rcu_common::signals::{handle, step_through};
-use rcu_common::{Watchdog, alloc, child, dealloc, fill, is_filled, scale};
+use rcu_common::{Watchdog, alloc, child, dealloc, fill, is_filled, scaled};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -91,7 +91,7 @@ fn stepped(name: &str, f: impl FnOnce()) {
     // Handlers find something, and the operation does not.
     to_and_fro(64);
     let (steps, hits) = (STEPS.load(Ordering::Relaxed), HITS.load(Ordering::Relaxed));
-    BUDGET.store(15_000 * scale(), Ordering::Relaxed);
+    BUDGET.store(scaled(15_000), Ordering::Relaxed);
     step_through(f);
     let (steps, hits) = (STEPS.load(Ordering::Relaxed) - steps, HITS.load(Ordering::Relaxed) - hits);
     println!("{name}: {steps} steps, {hits} allocations");

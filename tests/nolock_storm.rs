@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use pcpalloc::{Drain, Mode, PcpAlloc};
 use rcu_common::signals::{Timer, handle, send};
-use rcu_common::{Random, Watchdog, alloc, child, dealloc, fill, is_filled, scale};
+use rcu_common::{Random, Watchdog, alloc, child, dealloc, fill, is_filled, scaled};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -212,7 +212,7 @@ fn handlers_are_served_through_a_storm() {
     for layout in LAYOUTS {
         GLOBAL.charge_nolock(layout, 64).expect("a charge");
     }
-    storm(100_000 * scale());
+    storm(scaled(100_000));
     let (tries, hits) = (TRIES.load(Ordering::Relaxed), HITS.load(Ordering::Relaxed));
     assert!(hits * 100 > tries * 95, "{hits} of {tries}");
 }
@@ -225,7 +225,7 @@ fn handlers_are_served_through_a_storm() {
 fn handlers_do_no_harm_without_rseq() {
     if child::role().is_some() {
         assert_eq!(GLOBAL.stats().mode, Mode::PerThread);
-        return storm(50_000 * scale());
+        return storm(scaled(50_000));
     }
     let output = child::run_without_rseq("handlers_do_no_harm_without_rseq", "storm");
     print!("{}", child::text(&output));

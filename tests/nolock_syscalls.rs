@@ -12,7 +12,7 @@ use pcpalloc::mempool::Pool;
 use pcpalloc::rcu::{self, RcuHead};
 use pcpalloc::{Mode, PcpAlloc};
 use rcu_common::filter::kill_on_any_call;
-use rcu_common::{Random, Watchdog, alloc, child, dealloc, fill, is_filled, scale};
+use rcu_common::{Random, Watchdog, alloc, child, dealloc, fill, is_filled, scaled};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -118,7 +118,7 @@ fn nothing_here_makes_a_system_call() {
         let pool = Pool::new(layout(256), 8).expect("a pool");
         // So that the reclaimer is there to work off what is deferred.
         rcu::retire(Box::new(String::from("started")));
-        let count = 1_000_000 * scale();
+        let count = scaled(1_000_000);
         confined(move || {
             let tally = operations(count, &pool);
             assert!(tally.hits > 0 && tally.deferred > 0 && tally.pooled == count);

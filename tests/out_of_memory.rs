@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::block::layout;
 use common::child::{self, Child, in_a_fork, say};
-use common::kernel::Kernel;
+use common::kernel::{Kernel, SECTIONS, libc_has_registered};
 use common::{Block, HEAP, KIB, MIB, on_threads, scaled};
 use pcpalloc::debug::failures::{self, Call};
 use pcpalloc::debug::{Level, check};
@@ -157,7 +157,11 @@ fn name_of(kernel: Kernel) -> &'static str {
 }
 
 fn mode_of(kernel: &str) -> Mode {
-    if kernel == "Whole" && cfg!(target_arch = "x86_64") { Mode::LibcRseq } else { Mode::PerThread }
+    match kernel {
+        "Whole" if SECTIONS && libc_has_registered() => Mode::LibcRseq,
+        "Whole" if SECTIONS => Mode::OwnRseq,
+        _ => Mode::PerThread,
+    }
 }
 
 /// Red if a refusal is forgotten: in `Zone::commit_more` (`src/zone/reservation.rs`), go on when `commit` is false;
@@ -260,7 +264,7 @@ fn populating_fails() {
 
 /// With not a page to be had, everything that was allocated can be freed after a grace period.
 ///
-/// Red if a page of pointers is insisted on: in `free_without_page` (`src/rcu/core.rs`), count the block as leaked.
+/// Red if a page of pointers is insisted on: in `free_without_page` (`src/rcu/defer.rs`), count the block as leaked.
 #[test]
 fn deferred_frees_complete_without_memory() {
     const NAME: &str = "deferred_frees_complete_without_memory";

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pcpalloc::PcpAlloc;
 use pcpalloc::rcu::{self, Backlog, Domain, Heap, RcuCell};
-use rcu_common::{Watchdog, alloc, alone, scale, until};
+use rcu_common::{Watchdog, alloc, alone, scaled, until};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -110,7 +110,7 @@ fn a_child_goes_on_without_its_parents_threads() {
             }
         });
         let mut with_readers = 0;
-        for _ in 0..30 * scale() {
+        for _ in 0..scaled(30) {
             with_readers += (inside.load(Ordering::Relaxed) > 0) as usize;
             assert_eq!(in_fork(|| use_everything(&domain, &cell)), 0, "how the child ended");
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pcpalloc::PcpAlloc;
 use pcpalloc::rcu::{self, Domain, Heap, RcuCell};
 use rcu_common::object::{Default, KILLED, LAYOUT, Rcu, Table, WAYS, dispose, free_polled, scribble};
-use rcu_common::{Random, Watchdog, alloc, alone, dealloc, scale, until};
+use rcu_common::{Random, Watchdog, alloc, alone, dealloc, scaled, until};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -81,7 +81,7 @@ fn torture<R: Rcu>(rcu: &R) {
         for seed in 0..WRITERS {
             scope.spawn(move || write(rcu, table, seed + 100, stop, ways));
         }
-        let end = Instant::now() + Duration::from_secs(4 * scale() as u64);
+        let end = Instant::now() + Duration::from_secs(scaled(4).max(4) as u64);
         while Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
             rcu.barrier();
@@ -152,7 +152,7 @@ fn tight_loops<R: Rcu>(rcu: &R, grace_periods: usize) {
 #[test]
 fn a_reader_in_a_tight_loop_sees_no_dead_object() {
     let _alone = alone();
-    tight_loops(&Default, 100_000 * scale());
+    tight_loops(&Default, scaled(100_000));
 }
 
 /// What a cell holds: the sum is part of it, and its destructor makes it wrong.
@@ -195,7 +195,7 @@ fn a_cell_is_read_while_it_is_replaced() {
     let _alone = alone();
     let _watchdog = Watchdog::new("cell");
     let dropped = DROPPED.load(Ordering::Relaxed);
-    let updates = 30_000 * scale() as u64;
+    let updates = scaled(30_000) as u64;
     let cell = RcuCell::new(Checked::new(0));
     let running = AtomicUsize::new(2);
     std::thread::scope(|scope| {
@@ -248,7 +248,7 @@ fn a_barrier_frees_part_filled_pages_of_every_cpu() {
     let _watchdog = Watchdog::new("barrier");
     let layout = Layout::from_size_align(48, 8).unwrap();
     let cpus = std::thread::available_parallelism().unwrap().get();
-    for count in 1..100 * scale() {
+    for count in 1..scaled(100) {
         rcu::barrier();
         let freed = rcu::stats().freed;
         for cpu in 0..cpus {

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from run import Failed, Missing, need, status
+from process import Failed, Missing, need, status
 
 WORKLOADS = {}
 

@@ -120,8 +120,9 @@ fn compare() -> Result<(), String> {
     let mut to = PathBuf::from("target/govern.svg");
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
+        let value = args.next().unwrap_or_default();
         match (arg.as_str(), value.split_once('=')) {
+            ("--to", _) if value.is_empty() => return Err(format!("{arg} needs a value")),
             ("--to", _) => to = value.into(),
             ("--with", Some((name, program))) => programs.push((name.into(), program.into())),
             _ => return Err(format!("unknown: {arg} {value}\nusage: govern [--to FILE.svg] [--with NAME=PROGRAM]…")),

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 
 use pcpalloc::debug::configured_by;
-use pcpalloc::{Config, HugePages, Watermarks};
+use pcpalloc::{Config, Hardening, HugePages, Rseq, Watermarks};
 
 /// Settings as the documentation has them.
 #[derive(Clone, Copy)]
@@ -14,6 +14,14 @@ struct Expected {
     worker: bool,
     cgroup: bool,
     pressure: bool,
+    latency: bool,
+    leaks: bool,
+    stats: bool,
+    hardening: Hardening,
+    guarded: u32,
+    rseq: Rseq,
+    membarrier: bool,
+    process_madvise: bool,
 }
 
 fn size(text: &str) -> Option<usize> {
@@ -28,6 +36,24 @@ fn size(text: &str) -> Option<usize> {
         return None;
     }
     digits.parse::<usize>().ok()?.checked_mul(1 << unit)
+}
+
+fn hardening(text: &str) -> Option<Hardening> {
+    let named = |name: &str| match name {
+        "random" => Some(Hardening::RANDOM),
+        "guard" => Some(Hardening::GUARD),
+        "zero" => Some(Hardening::ZERO),
+        "poison" => Some(Hardening::POISON),
+        "quarantine" => Some(Hardening::QUARANTINE),
+        "checked" => Some(Hardening::CHECKED),
+        _ => None,
+    };
+    let chosen = match text {
+        "1" | "on" => Hardening::ALL,
+        "0" | "off" => Hardening::NONE,
+        names => names.split('+').try_fold(Hardening::NONE, |all, name| Some(all.with(named(name)?)))?,
+    };
+    (!chosen.contains(Hardening::ZERO) || !chosen.contains(Hardening::POISON)).then_some(chosen)
 }
 
 fn makes_sense(marks: &Watermarks) -> bool {
@@ -56,6 +82,26 @@ impl Expected {
             ("cgroup", "off") => self.cgroup = false,
             ("pressure", "on") => self.pressure = true,
             ("pressure", "off") => self.pressure = false,
+            ("latency", "on") => self.latency = true,
+            ("latency", "off") => self.latency = false,
+            ("leaks", "on") => self.leaks = true,
+            ("leaks", "off") => self.leaks = false,
+            ("stats", "on") => self.stats = true,
+            ("stats", "off") => self.stats = false,
+            ("hardened", value) => self.hardening = hardening(value)?,
+            ("guard", "off") => self.guarded = 0,
+            ("guard", value) => {
+                let digits = value.strip_prefix("1/")?;
+                let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())??;
+                self.guarded = Some(number).filter(|&number| number > 0)?;
+            }
+            ("rseq", "auto") => self.rseq = Rseq::Auto,
+            ("rseq", "libc") => self.rseq = Rseq::Libc,
+            ("rseq", "off") => self.rseq = Rseq::Off,
+            ("membarrier", "on") => self.membarrier = true,
+            ("membarrier", "off") => self.membarrier = false,
+            ("process_madvise", "on") => self.process_madvise = true,
+            ("process_madvise", "off") => self.process_madvise = false,
             _ => return None,
         }
         makes_sense(&self.marks).then_some(self)
@@ -63,7 +109,7 @@ impl Expected {
 }
 
 /// The words that settings are made of, for inputs that would never spell them.
-const WORDS: [&str; 26] = [
+const WORDS: [&str; 43] = [
     "limit",
     "min",
     "low",
@@ -90,21 +136,61 @@ const WORDS: [&str; 26] = [
     "always",
     "never",
     "off",
+    "latency",
+    "leaks",
+    "hardened",
+    "guard",
+    "random",
+    "zero",
+    "poison",
+    "quarantine",
+    "checked",
+    "+",
+    "1/",
+    "5000",
+    "rseq",
+    "libc",
+    "membarrier",
+    "stats",
+    "process_madvise",
 ];
 
-const NAMES: [&str; 9] = ["limit", "min", "low", "high", "thp", "worker", "speed", "cgroup", "pressure"];
+const NAMES: [&str; 17] = [
+    "limit",
+    "min",
+    "low",
+    "high",
+    "thp",
+    "worker",
+    "speed",
+    "cgroup",
+    "pressure",
+    "latency",
+    "leaks",
+    "hardened",
+    "guard",
+    "rseq",
+    "membarrier",
+    "stats",
+    "process_madvise",
+];
+const PROTECTIONS: [&str; 10] =
+    ["1", "0", "random", "guard+random", "zero", "zero+poison", "poison", "quarantine+checked", "on", "zero+"];
 const UNITS: [&str; 8] = ["", "k", "m", "g", "K", "M", "G", "kb"];
 
 /// Settings that are well-formed, most of them: two bytes each.
 fn settings(input: &[u8]) -> String {
     let setting = |pair: &[u8]| {
         let (name, value) = (pair[0] as usize, pair[1] as usize);
-        let value = match name % 9 {
+        let value = match name % 17 {
             4 => ["auto", "always", "never", "on"][value % 4].to_owned(),
-            5 | 7 | 8 => ["on", "off", "auto", ""][value % 4].to_owned(),
-            _ => format!("{}{}", value / 8 * (1 + name / 9), UNITS[value % 8]),
+            5 | 7..=10 | 14..=16 => ["on", "off", "auto", ""][value % 4].to_owned(),
+            11 => PROTECTIONS[value % 10].to_owned(),
+            12 => format!("{}/{}", ["1", "1", "2", ""][value % 4], value / 4 % 9),
+            13 => ["auto", "libc", "off", "on"][value % 4].to_owned(),
+            _ => format!("{}{}", value / 8 * (1 + name / 17), UNITS[value % 8]),
         };
-        format!("{}:{value},", NAMES[name % 9])
+        format!("{}:{value},", NAMES[name % 17])
     };
     input.chunks_exact(2).map(setting).collect()
 }
@@ -129,6 +215,14 @@ pub fn config(input: &[u8]) {
         worker: true,
         cgroup: false,
         pressure: false,
+        latency: false,
+        leaks: false,
+        stats: false,
+        hardening: Hardening::NONE,
+        guarded: 0,
+        rseq: Rseq::Auto,
+        membarrier: true,
+        process_madvise: true,
     };
     let mut wrong = 0;
     for setting in text.split(',').filter(|setting| !setting.is_empty()) {
@@ -140,6 +234,9 @@ pub fn config(input: &[u8]) {
     }
     let mut config = Config::new().watermarks(expected.marks).thp(expected.thp).worker(expected.worker);
     config = config.cgroup(expected.cgroup).pressure(expected.pressure);
+    config = config.latency(expected.latency).leaks(expected.leaks).stats(expected.stats);
+    config = config.hardened(expected.hardening).guarded_sampling(expected.guarded);
+    config = config.rseq(expected.rseq).membarrier(expected.membarrier).process_madvise(expected.process_madvise);
     if let Some(limit) = expected.limit {
         config = config.limit(limit);
     }

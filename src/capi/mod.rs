@@ -36,7 +36,7 @@ use crate::large::{Found, find, free_found, resize_found};
 use crate::size_class::{SLAB_MAX, class_of_c};
 use crate::sys::{self, ENOMEM};
 use crate::zone::Zone;
-use crate::{PcpAlloc, alloc, percpu, slab};
+use crate::{PcpAlloc, alloc, observe, percpu, slab};
 
 /// C's handle on the heap.
 static HEAP: PcpAlloc = PcpAlloc::new();
@@ -113,7 +113,14 @@ unsafe extern "C" fn release_slow(class: usize, block: *mut u8) {
 #[inline(never)]
 unsafe extern "C" fn release_other(block: *mut u8) {
     let Some(block) = NonNull::new(block) else { return };
+    if observe::freed(block.as_ptr()) {
+        return;
+    }
     let found = find(block);
+    if let Found::Class(class) = found {
+        // A guarded block, which lies in no zone. SAFETY: the caller's obligation.
+        return unsafe { alloc::free_class_slow(class, block.as_ptr()) };
+    }
     // SAFETY: the caller's obligation.
     if !unsafe { free_found(block, found) } {
         not_a_block(block, found);
@@ -187,9 +194,12 @@ unsafe fn resize_slow(block: NonNull<u8>, found: Found, size: usize) -> *mut u8 
     // SAFETY: the caller's obligation; both blocks are as large as what is copied, and two blocks do not overlap.
     unsafe {
         if usable.min(size) > SLAB_MAX
-            && let Some(block) = resize_found(block, found, ALIGN, size)
+            && let Some(new) = resize_found(block, found, ALIGN, size)
         {
-            return block.as_ptr();
+            if observe::is_on() {
+                observe::resized(block, new, found_at(new).usable());
+            }
+            return new.as_ptr();
         }
         let new = allocate(size);
         if !new.is_null() {

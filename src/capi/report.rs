@@ -66,17 +66,7 @@ pub(crate) fn trim(keep: usize) -> c_int {
     (surplus > 0 && release(surplus) > 0) as c_int
 }
 
-/// A writer that passes pieces on to standard error.
-struct Stderr;
-
-impl Write for Stderr {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        sys::report(text.as_bytes());
-        Ok(())
-    }
-}
-
 pub(crate) fn print() {
     // What cannot be written is lost.
-    let _ = writeln!(Stderr, "{}", control::stats());
+    let _ = writeln!(sys::Stderr, "{}", control::stats());
 }

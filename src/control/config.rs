@@ -5,10 +5,12 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use super::watch::{self, Cgroup};
+use crate::hardening::Hardening;
+use crate::percpu::Rseq;
 use crate::sys::{self, Message};
 use crate::zone::{HugePages, MARKS, resident};
 
-/// A setting that cannot be: says which and why.
+/// A setting that cannot be: `Display` says which and why. What was in force stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigError(&'static str);
 
@@ -29,6 +31,19 @@ impl core::error::Error for ConfigError {}
 /// Marks over the heap's *free resident* memory: what the process holds and nobody uses. In bytes.
 ///
 /// Memory in per-CPU stacks is not part of it ([`Stats::percpu_cached`](crate::Stats::percpu_cached)).
+///
+/// `min <= low <= high`, where `low: 0` populates nothing and `high: 0` follows the heap's size; with a `low`, `high` is
+/// needed.
+///
+/// ```
+/// use pcpalloc::Watermarks;
+///
+/// const LEAN: Watermarks = Watermarks { min: 0, low: 0, high: 4 << 20 };
+/// const READY: Watermarks = Watermarks { min: 1 << 20, low: 16 << 20, high: 32 << 20 };
+/// # pcpalloc::PcpAlloc::new().set_watermarks(READY)?;
+/// # pcpalloc::PcpAlloc::new().set_watermarks(LEAN)?;
+/// # Ok::<(), pcpalloc::ConfigError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {
     /// A reserve: while there is less, allocation takes untouched memory before it takes from this.
@@ -37,7 +52,8 @@ pub struct Watermarks {
     /// sets this pays no page faults. 0 for never.
     pub low: usize,
     /// More than this is given back to the system within a fraction of a second, whether it is in use now and
-    /// then or not. 0 follows the heap's size: an eighth of what is resident, but at least 32 MiB. Where
+    /// then or not. 0 follows the heap's size: an eighth of what is resident, but at least 32 MiB; of freed blocks
+    /// beyond 4 MiB, as much again, and at least 64 MiB. Where
     /// `low` is 0, what has not been used for a second is given back in any case, down to `min`.
     pub high: usize,
 }
@@ -57,7 +73,8 @@ impl Watermarks {
     }
 }
 
-/// How the heap starts out. Const, so that it can be part of the static.
+/// How the heap starts out. Const, so that it can be part of the static. [`guide::tuning`](crate::guide::tuning) says what
+/// to set when.
 ///
 /// ```
 /// use pcpalloc::{Config, PcpAlloc};
@@ -73,9 +90,16 @@ impl Watermarks {
 /// ```
 ///
 /// The environment variable `PCPALLOC_CONF` overrides it, setting by setting:
-/// `PCPALLOC_CONF="limit:2g,min:0,low:8m,high:64m,thp:never,worker:off,cgroup:on,pressure:on"`. Sizes take `k`, `m`,
-/// `g`; `cgroup` also takes a directory. What cannot be understood is reported on standard error and left as it was.
+/// `PCPALLOC_CONF="limit:2g,min:0,low:8m,high:64m,thp:never,worker:off,cgroup:on,pressure:on,profile:512k"`. Sizes take
+/// `k`, `m`, `g`; `cgroup` also takes a directory; `profile` takes the feature of that name; `latency`, `leaks`,
+/// `stats`, `membarrier` and `process_madvise` are on or off; `rseq` is `auto`, `libc` or `off`. `hardened:1` is all of [`Hardening::ALL`],
+/// `hardened:random+guard` some by name; `guard:1/5000` samples one allocation in 5000. What cannot be understood is
+/// reported on standard error and left as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(alias = "malloc_conf")]
+#[doc(alias = "MALLOC_CONF")]
+#[doc(alias = "mallopt")]
+#[doc(alias = "mi_option_set")]
 pub struct Config {
     limit: Option<usize>,
     watermarks: Watermarks,
@@ -83,6 +107,17 @@ pub struct Config {
     worker: bool,
     cgroup: Cgroup,
     pressure: bool,
+    hardening: Hardening,
+    /// One allocation in so many is guarded; 0 for none.
+    guarded: u32,
+    /// Bytes from sample to sample; 0 for none.
+    profile: usize,
+    latency: bool,
+    leaks: bool,
+    stats: bool,
+    pub(crate) rseq: Rseq,
+    pub(crate) membarrier: bool,
+    process_madvise: bool,
 }
 
 impl Default for Config {
@@ -102,16 +137,27 @@ impl Config {
             worker: true,
             cgroup: Cgroup::Off,
             pressure: false,
+            hardening: Hardening::NONE,
+            guarded: 0,
+            profile: 0,
+            latency: false,
+            leaks: false,
+            stats: false,
+            rseq: Rseq::Auto,
+            membarrier: true,
+            process_madvise: true,
         }
     }
 
-    /// Most bytes that the heap may have resident; see [`PcpAlloc::set_limit`](crate::PcpAlloc::set_limit).
+    /// Most bytes that the heap may have resident; none unless set. See
+    /// [`PcpAlloc::set_limit`](crate::PcpAlloc::set_limit).
+    #[doc(alias = "memory_limit")]
     pub const fn limit(mut self, bytes: usize) -> Self {
         self.limit = Some(bytes);
         self
     }
 
-    /// Marks over free resident memory.
+    /// Marks over free resident memory, in bytes.
     ///
     /// # Panics
     /// If they contradict each other: at compile time, in a static.
@@ -123,6 +169,9 @@ impl Config {
 
     /// Whether to ask the system for transparent huge pages. `cargo bench --bench settings` measures what they are
     /// worth on a machine; see [`HugePages`].
+    #[doc(alias = "transparent_hugepage")]
+    #[doc(alias = "MADV_HUGEPAGE")]
+    #[doc(alias = "mi_option_allow_thp")]
     pub const fn thp(mut self, thp: HugePages) -> Self {
         self.thp = thp;
         self
@@ -130,6 +179,11 @@ impl Config {
 
     /// Whether a thread may be started that gives memory back and populates it. Without, a thread that frees
     /// gives back what exceeds [`Watermarks::high`], and an idle process keeps what it has.
+    ///
+    /// The thread is called `pcpalloc`, has every signal blocked, starts when there is a megabyte to look after, and
+    /// sleeps without a timeout while there is not.
+    #[doc(alias = "background_thread")]
+    #[doc(alias = "kswapd")]
     pub const fn worker(mut self, worker: bool) -> Self {
         self.worker = worker;
         self
@@ -141,6 +195,14 @@ impl Config {
     /// nothing is populated. Looks once a second, at the places where control groups are mounted by convention.
     ///
     /// These limits are others' too, so they never make allocation answer null; [`Config::limit`] does.
+    ///
+    /// ```
+    /// use pcpalloc::{Config, PcpAlloc};
+    ///
+    /// static IN_A_CONTAINER: PcpAlloc = PcpAlloc::with_config(Config::new().limit(900 << 20).cgroup(true).pressure(true));
+    /// # IN_A_CONTAINER.stats();
+    /// ```
+    #[doc(alias = "memcg")]
     pub const fn cgroup(mut self, watch: bool) -> Self {
         self.cgroup = if watch { Cgroup::Own } else { Cgroup::Off };
         self
@@ -161,14 +223,118 @@ impl Config {
         self
     }
 
-    /// Puts the settings in force. Called once, when the heap comes up.
-    pub(crate) fn apply(mut self) {
+    /// Protections beyond what the layout gives for nothing; see [`Hardening`]. They are chosen before the heap hands
+    /// out its first block: with feature `capi`, where C asks for memory before any static can say so, by
+    /// `PCPALLOC_CONF` alone.
+    ///
+    /// # Panics
+    /// If they contradict each other: at compile time, in a static.
+    pub const fn hardened(mut self, hardening: Hardening) -> Self {
+        assert!(!hardening.is_contradictory(), "freed memory is either zeroed or poisoned");
+        self.hardening = hardening;
+        self
+    }
+
+    /// Serves one allocation in `one_in`, of those up to a page, from a pool where pages that cannot be touched lie on
+    /// both sides of each block, and the block itself cannot be once it is freed. An access that is out of bounds, or
+    /// comes after the free, then ends the process with the place of that access, of the allocation and of the free. 0
+    /// for none.
+    ///
+    /// The idea is GWP-ASan's (<https://llvm.org/docs/GwpAsan.html>): too rare to cost much, and over many processes
+    /// often enough. Frees take the slow path meanwhile, where they find out whether they are of such a block; off, it
+    /// costs nothing. Chosen when [`Config::hardened`] is. Where the system has no `membarrier`, nothing is guarded.
+    #[doc(alias = "gwp_asan")]
+    pub const fn guarded_sampling(mut self, one_in: u32) -> Self {
+        self.guarded = one_in;
+        self
+    }
+
+    /// Has the heap profiled from the start, by a sample in so many bytes on average; see
+    /// [`profile::start`](crate::profile::start).
+    #[cfg(feature = "profile")]
+    pub const fn profile(mut self, interval: usize) -> Self {
+        self.profile = interval;
+        self
+    }
+
+    /// Whether to measure how long slow paths take; see [`PcpAlloc::latencies`](crate::PcpAlloc::latencies).
+    pub const fn latency(mut self, measure: bool) -> Self {
+        self.latency = measure;
+        self
+    }
+
+    /// Whether the process says on standard error, when it exits, what is still in use; see
+    /// [`PcpAlloc::leaks`](crate::PcpAlloc::leaks).
+    ///
+    /// Not in a process that is ended by a signal, by `_exit` or by an abort.
+    pub const fn leaks(mut self, report: bool) -> Self {
+        self.leaks = report;
+        self
+    }
+
+    /// Whether the process says on standard error, when it exits, how its memory stands: [`Stats`](crate::Stats), and with
+    /// [`Config::latency`] what slow paths took. When and where not, as for [`Config::leaks`].
+    #[doc(alias = "stats_print")]
+    #[doc(alias = "MIMALLOC_SHOW_STATS")]
+    pub const fn stats(mut self, report: bool) -> Self {
+        self.stats = report;
+        self
+    }
+
+    /// Which rseq area the heap may use, for sandboxes that end a process for registering one. Chosen when the heap
+    /// comes up, by whoever allocates first; [`Stats::mode_reason`](crate::Stats::mode_reason) says what came of it.
+    pub const fn rseq(mut self, rseq: Rseq) -> Self {
+        self.rseq = rseq;
+        self
+    }
+
+    /// Whether the kernel may be asked for fences (`membarrier`), for sandboxes that end a process for it. Without
+    /// them a drain reaches the caller's own CPU only, readers of [`rcu`](crate::rcu) pay for a fence each, and where
+    /// stacks belong to CPUs nothing can be guarded by sample, nor profiled. (An [`rcu::Domain`](crate::rcu::Domain) that is
+    /// used before anything has been allocated asks all the same.)
+    pub const fn membarrier(mut self, use_it: bool) -> Self {
+        self.membarrier = use_it;
+        self
+    }
+
+    /// Whether the kernel may be asked to take back many ranges of memory at once (`process_madvise`, Linux 6.14), for
+    /// sandboxes that end a process for a call they do not know. Without, pages between blocks in use go back one call
+    /// and one fence of all CPUs at a time, and therefore near a limit and in a [`trim`](crate::PcpAlloc::trim) only.
+    pub const fn process_madvise(mut self, use_it: bool) -> Self {
+        self.process_madvise = use_it;
+        self
+    }
+
+    /// With what `PCPALLOC_CONF` overrides; problems with that are reported on standard error.
+    pub(crate) fn with_environment(mut self) -> Config {
         if let Some(conf) = sys::environment(c"PCPALLOC_CONF") {
             self.override_by(conf, |problem| sys::report(problem.as_bytes()));
         }
+        self
+    }
+
+    pub(crate) fn hardening(&self) -> Hardening {
+        self.hardening
+    }
+
+    /// One allocation in so many is guarded; 0 for none.
+    pub(crate) fn guarded(&self) -> u32 {
+        self.guarded
+    }
+
+    /// Puts the settings in force, but for those of `checked` and `percpu`, which come up with them. Called once, when
+    /// the heap comes up.
+    pub(crate) fn apply(self) {
         MARKS.limit.store(self.limit.unwrap_or(usize::MAX), Ordering::Relaxed);
         store_watermarks(self.watermarks);
         MARKS.huge_pages.store(self.thp as u8, Ordering::Relaxed);
+        if !self.process_madvise {
+            sys::release_one_by_one();
+        }
+        #[cfg(feature = "profile")]
+        crate::profile::want(self.profile);
+        crate::latency::set(self.latency);
+        super::at_exit::want(self.stats, self.leaks);
         super::worker::init(self.worker, watch::init(self.cgroup, self.pressure));
     }
 
@@ -218,7 +384,33 @@ impl Config {
                 }
             }
             b"pressure" => self.pressure = switch(value).ok_or("pressure is on or off")?,
-            _ => return Err("there are limit, min, low, high, thp, worker, cgroup and pressure"),
+            b"profile" if !cfg!(feature = "profile") => {
+                return Err("this program was built without the feature `profile`");
+            }
+            b"profile" => self.profile = if value == b"off" { 0 } else { size()? },
+            b"latency" => self.latency = switch(value).ok_or("latency is on or off")?,
+            b"leaks" => self.leaks = switch(value).ok_or("leaks is on or off")?,
+            b"stats" => self.stats = switch(value).ok_or("stats is on or off")?,
+            b"hardened" => {
+                let named = "hardened is 1, 0, or random, guard, zero or poison, quarantine and checked, joined by +";
+                self.hardening = Hardening::parse(value).filter(|all| !all.is_contradictory()).ok_or(named)?;
+            }
+            b"guard" => self.guarded = one_in(value).ok_or("guard is 1/n or off")?,
+            b"rseq" => {
+                self.rseq = match value {
+                    b"auto" => Rseq::Auto,
+                    b"libc" => Rseq::Libc,
+                    b"off" => Rseq::Off,
+                    _ => return Err("rseq is auto, libc or off"),
+                }
+            }
+            b"membarrier" => self.membarrier = switch(value).ok_or("membarrier is on or off")?,
+            b"process_madvise" => self.process_madvise = switch(value).ok_or("process_madvise is on or off")?,
+            _ => {
+                return Err(
+                    "there are limit, min, low, high, thp, worker, cgroup, pressure, profile, latency, leaks, stats, hardened, guard, rseq, membarrier and process_madvise",
+                );
+            }
         }
         Ok(())
     }
@@ -230,6 +422,16 @@ fn switch(value: &[u8]) -> Option<bool> {
         b"off" => Some(false),
         _ => None,
     }
+}
+
+/// `1/5000`, `off`.
+fn one_in(text: &[u8]) -> Option<u32> {
+    if text == b"off" {
+        return Some(0);
+    }
+    let digits = text.strip_prefix(b"1/")?;
+    let number = core::str::from_utf8(digits).ok()?.parse().ok()?;
+    (number > 0 && digits[0].is_ascii_digit()).then_some(number)
 }
 
 /// `64`, `512k`, `64m`, `2g`.
@@ -343,6 +545,32 @@ mod tests {
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 0, high: 1 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Auto, false));
         assert_eq!((config.cgroup, config.pressure), (Cgroup::Off, false));
+    }
+
+    #[test]
+    fn a_sandbox_is_spared_by_the_environment() {
+        let mut config = Config::new();
+        config.override_by(c"rseq:libc,membarrier:off", |_| unreachable!());
+        assert_eq!(config, Config::new().rseq(Rseq::Libc).membarrier(false));
+        config.override_by(c"rseq:off,membarrier:on", |_| unreachable!());
+        assert_eq!(config, Config::new().rseq(Rseq::Off));
+        let mut problems = 0;
+        config.override_by(c"rseq:on,membarrier:auto,rseq", |_| problems += 1);
+        assert_eq!((config, problems), (Config::new().rseq(Rseq::Off), 3));
+    }
+
+    #[test]
+    fn protections_are_read() {
+        let mut config = Config::new();
+        config.override_by(c"hardened:random+guard,guard:1/5000", |_| unreachable!());
+        assert_eq!(config, Config::new().hardened(Hardening::RANDOM | Hardening::GUARD).guarded_sampling(5000));
+        let mut problems = 0;
+        let conf =
+            c"hardened:zero+poison,hardened,guard:2/3,guard:1/0,guard:1/+5,guard:5000,guard:1/,guard:1/5000000000";
+        config.override_by(conf, |_| problems += 1);
+        assert_eq!(problems, 8);
+        config.override_by(c"hardened:1,guard:off", |_| unreachable!());
+        assert_eq!(config, Config::new().hardened(Hardening::ALL));
     }
 
     #[test]

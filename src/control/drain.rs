@@ -1,22 +1,22 @@
 //! Drains and trims.
 
 use crate::percpu::{self, CpuDrain};
-use crate::slab::transfer;
+use crate::slab::{holes, transfer};
 use crate::zone::release;
 use crate::{heap, nolock};
 
-/// Whose cached blocks to give back.
+/// Whose cached blocks to give back ([`PcpAlloc::drain`](crate::PcpAlloc::drain)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Drain {
     /// Those of the CPU the caller runs on (of the calling thread where stacks are per thread).
     Local,
-    /// Those of this CPU, from whatever CPU the caller runs on.
+    /// Those of this CPU, from whatever CPU the caller runs on. Of a number that is no CPU's, nothing.
     Cpu(usize),
     /// Those of every CPU, and the batches on their way between CPUs.
     All,
 }
 
-/// What a drain did.
+/// What a drain did ([`PcpAlloc::drain`](crate::PcpAlloc::drain)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -27,7 +27,7 @@ pub struct DrainReport {
     pub unreachable_cpus: usize,
 }
 
-/// What a trim did.
+/// What a trim did ([`PcpAlloc::trim`](crate::PcpAlloc::trim)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrimReport {
@@ -37,7 +37,7 @@ pub struct TrimReport {
     pub drained: usize,
     /// As in [`DrainReport::unreachable_cpus`].
     pub unreachable_cpus: usize,
-    /// Bytes that are free and resident all the same: in slabs that are partly in use, or freed meanwhile.
+    /// Bytes that are free and resident all the same: in pages that are partly in use, or freed meanwhile.
     pub retained: usize,
 }
 
@@ -75,11 +75,11 @@ pub(crate) fn trim() -> TrimReport {
         return TrimReport::default();
     }
     let drained = drain(Drain::All);
-    let released = release(usize::MAX);
+    let released = release(usize::MAX) + holes::punch_all();
     TrimReport {
         released,
         drained: drained.drained,
         unreachable_cpus: drained.unreachable_cpus,
-        retained: super::stats().free_resident,
+        retained: super::stats::stats().free_resident,
     }
 }

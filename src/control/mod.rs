@@ -1,7 +1,10 @@
 //! What a program can see of its heap and do to it.
 
+mod at_exit;
 mod config;
+mod deferred;
 mod drain;
+mod leaks;
 mod pressure;
 mod report;
 mod stats;
@@ -10,10 +13,13 @@ mod worker;
 
 pub use config::{Config, ConfigError, Watermarks};
 pub use drain::{Drain, DrainReport, TrimReport};
+pub use leaks::{LeakedBlocks, Leaks};
 pub use report::{BuddyInfo, SlabInfo, VmStat, ZoneInfo};
 pub use stats::Stats;
 
+pub(crate) use at_exit::arm_exit_report;
 pub(crate) use config::{limit, set_limit, set_watermarks, watermarks};
+pub(crate) use deferred::{Deferred, set_settle};
 pub(crate) use drain::{drain, trim};
 pub(crate) use stats::stats;
 pub(crate) use worker::{after_fork, start_if_due as start_worker_if_due};

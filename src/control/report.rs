@@ -10,24 +10,26 @@ use crate::heap;
 use crate::percpu;
 use crate::size_class::{BATCH_MAX, CLASS, CLASSES, PAGE, block_size};
 use crate::slab::central;
-use crate::zone::{COUNTERS, MARKS, mapping, nodes};
+use crate::zone::{COUNTERS, MARKS, mapping, mapping_cache, nodes};
 
-/// Zones with their marks, and the stacks of every CPU, as `/proc/zoneinfo`. In pages of 4 KiB.
+/// Zones with their marks, and the stacks of every CPU, as `/proc/zoneinfo`. In pages of 4 KiB. A view:
+/// [`PcpAlloc::zoneinfo`](crate::PcpAlloc::zoneinfo).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ZoneInfo;
 
-/// Free blocks by order, as `/proc/buddyinfo`.
+/// Free blocks by order, as `/proc/buddyinfo`. A view: [`PcpAlloc::buddyinfo`](crate::PcpAlloc::buddyinfo).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct BuddyInfo;
 
-/// Slabs by size class, as `/proc/slabinfo`. Blocks in per-CPU stacks count as active.
+/// Slabs by size class, as `/proc/slabinfo`. Blocks in per-CPU stacks count as active. A view:
+/// [`PcpAlloc::slabinfo`](crate::PcpAlloc::slabinfo).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct SlabInfo;
 
-/// Counters, as `/proc/vmstat`. In pages of 4 KiB, or events.
+/// Counters, as `/proc/vmstat`. In pages of 4 KiB, or events. A view: [`PcpAlloc::vmstat`](crate::PcpAlloc::vmstat).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct VmStat;
@@ -52,6 +54,7 @@ impl fmt::Display for ZoneInfo {
             }
             if number == 0 {
                 writeln!(f, "  pagesets")?;
+                writeln!(f, "    mode: {} ({})", percpu::mode().name(), percpu::mode_reason())?;
                 for (cpu, region) in percpu::cpu_regions() {
                     let (count, high) = region.blocks();
                     writeln!(f, "    cpu: {cpu}")?;
@@ -150,6 +153,7 @@ impl fmt::Display for VmStat {
             ("nr_free_resident", stats.free_resident / PAGE),
             ("nr_slab_unreclaimable", slab),
             ("nr_mapped", count(&mapping::MAPPED) / PAGE),
+            ("nr_mapped_free", mapping_cache::bytes() / PAGE),
             ("pcp_refill", stats.refills),
             ("pcp_flush", stats.flushes),
             ("pcp_drain", stats.drains),
@@ -158,6 +162,7 @@ impl fmt::Display for VmStat {
             ("nolock_floor", stats.nolock_refusals),
             ("zone_grow", count(&COUNTERS.growths)),
             ("pgpopulate", count(&COUNTERS.populated) / PAGE),
+            ("mapping_reuse", count(&COUNTERS.reused)),
             ("pgrelease", count(&COUNTERS.released) / PAGE),
             ("allocstall", count(&COUNTERS.stalls)),
             ("relief", count(&COUNTERS.reliefs)),

@@ -3,31 +3,41 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use crate::percpu::{self, Mode};
+use crate::percpu::{self, Mode, ModeReason};
 use crate::size_class::{CLASS, block_size};
 use crate::slab::{central, transfer};
-use crate::zone::{META, mapping, nodes};
-use crate::{heap, nolock, sys};
+use crate::zone::{COUNTERS, META, mapping, mapping_cache, nodes};
+use crate::{checked, heap, nolock, sys};
 
 /// Where the heap's memory is, at one moment; all sizes in bytes.
 ///
 /// The parts are read one after the other while the program runs on, so they agree to within what was
-/// allocated and freed meanwhile. `resident` is the sum of the four before it.
+/// allocated and freed meanwhile. `resident` is the sum of in use, cached, free and metadata. Counters count from the start of the
+/// process, and are not reset.
+///
+/// Its `Display` is for people, eight lines; [`Stats::write_prometheus`] for machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Blocks the program holds, rounded up to their size class or to pages.
+    #[doc(alias = "stats.allocated")]
     pub in_use: usize,
+    /// Of these, bytes that wait for a grace period in the default domain of [`rcu`](crate::rcu). (What a
+    /// [`call`](crate::rcu::call) will free is not known, and not counted.)
+    pub deferred: usize,
     /// Free blocks in per-CPU (or per-thread) stacks and in batches on their way between CPUs.
     pub percpu_cached: usize,
     /// Free memory behind that: pages of zones and blocks of slabs which have been used and not given back
-    /// to the system, and what is left over at the end of slabs.
+    /// to the system, what is left over at the end of slabs, and freed mappings that are kept.
     pub free_resident: usize,
     /// The allocator's own tables that have memory behind them.
+    #[doc(alias = "stats.metadata")]
     pub metadata: usize,
     /// All of the above.
+    #[doc(alias = "stats.resident")]
     pub resident: usize,
     /// Address space made readable and writable, resident or not.
+    #[doc(alias = "stats.mapped")]
     pub committed: usize,
     /// Blocks that are mappings of their own, included in `in_use`.
     pub mappings: usize,
@@ -47,13 +57,25 @@ pub struct Stats {
     pub nolock_refusals: usize,
     /// Blocks that wait on the list of those which a nolock free had no room for; not in `percpu_cached`.
     pub nolock_deferred: usize,
+    /// Times a zone was made larger.
+    pub growths: usize,
+    /// Bytes given memory ahead of use, in one call where faults would have taken one a page.
+    pub populated: usize,
+    /// Bytes given back to the system.
+    pub released: usize,
     /// How threads find their stacks.
     pub mode: Mode,
+    /// Why they find them that way.
+    pub mode_reason: ModeReason,
+    /// Whether the kernel has the fence by which any thread stops the stacks of another CPU (`membarrier`, Linux 5.10).
+    /// Without, a drain empties the caller's own CPU and says of the others that it could not reach them.
+    pub cpu_fence: bool,
 }
 
 pub(crate) fn stats() -> Stats {
     let mut stats = Stats {
         in_use: 0,
+        deferred: super::deferred::deferred_bytes(),
         percpu_cached: 0,
         free_resident: 0,
         metadata: 0,
@@ -68,14 +90,20 @@ pub(crate) fn stats() -> Stats {
         nolock_misses: 0,
         nolock_refusals: 0,
         nolock_deferred: nolock::deferred(),
+        growths: COUNTERS.growths.load(Ordering::Relaxed),
+        populated: COUNTERS.populated.load(Ordering::Relaxed),
+        released: COUNTERS.released.load(Ordering::Relaxed),
         mode: percpu::mode(),
+        mode_reason: percpu::mode_reason(),
+        cpu_fence: percpu::fence_available(),
     };
     if !heap::is_up() {
         return stats;
     }
     let mapped = mapping::MAPPED.load(Ordering::Relaxed);
     let mut out = mapped;
-    stats.committed = mapped;
+    stats.committed = mapped + mapping_cache::bytes();
+    stats.free_resident = mapping_cache::resident_bytes();
     for (number, node) in nodes().iter().enumerate() {
         out += node.run_bytes.load(Ordering::Relaxed);
         for zone in node.zones() {
@@ -88,11 +116,11 @@ pub(crate) fn stats() -> Stats {
         for (class, fixed) in CLASS.iter().enumerate() {
             let counts = central(number, class).counts();
             out += counts.out * block_size(class);
-            stats.free_resident += (counts.free - counts.untouched) * block_size(class);
+            stats.free_resident += counts.idle_bytes(class);
             stats.free_resident += counts.slabs * fixed.slack();
         }
     }
-    stats.percpu_cached = percpu::cached_bytes() + transfer::bytes();
+    stats.percpu_cached = percpu::cached_bytes() + transfer::bytes() + checked::quarantined_bytes();
     stats.in_use = out.saturating_sub(stats.percpu_cached);
     let mut spanned = 0;
     for region in percpu::regions() {
@@ -114,50 +142,19 @@ pub(crate) fn stats() -> Stats {
     stats
 }
 
-impl Stats {
-    /// Writes the snapshot in Prometheus' text format, metrics named `pcpalloc_…`; allocates nothing itself.
-    ///
-    /// # Errors
-    /// Those of the writer.
-    pub fn write_prometheus(&self, out: &mut impl fmt::Write) -> fmt::Result {
-        let gauges = [
-            ("in_use_bytes", "Blocks the program holds.", self.in_use),
-            ("percpu_cached_bytes", "Free blocks in per-CPU stacks and batches.", self.percpu_cached),
-            ("free_resident_bytes", "Free memory not given back to the system.", self.free_resident),
-            ("metadata_bytes", "The allocator's own tables.", self.metadata),
-            ("resident_bytes", "All of the above.", self.resident),
-            ("committed_bytes", "Address space made usable.", self.committed),
-            ("mappings", "Blocks that are mappings of their own.", self.mappings),
-            ("zones", "Zones.", self.zones),
-            ("nolock_deferred", "Blocks on the nolock free list.", self.nolock_deferred),
-        ];
-        let counters = [
-            ("refills_total", "Empty stacks filled.", self.refills),
-            ("flushes_total", "Full stacks halved.", self.flushes),
-            ("drains_total", "CPUs drained.", self.drains),
-            ("nolock_hits_total", "Nolock allocations served.", self.nolock_hits),
-            ("nolock_misses_total", "Nolock allocations that found nothing.", self.nolock_misses),
-            ("nolock_refusals_total", "Nolock allocations refused by the floor.", self.nolock_refusals),
-        ];
-        for (rows, kind) in [(&gauges[..], "gauge"), (&counters[..], "counter")] {
-            for (name, help, value) in rows {
-                writeln!(out, "# HELP pcpalloc_{name} {help}\n# TYPE pcpalloc_{name} {kind}\npcpalloc_{name} {value}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Bytes for people.
 struct Size(usize);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            n if n < 10 << 10 => write!(f, "{n} B"),
-            n if n < 10 << 20 => write!(f, "{} KiB", n >> 10),
-            n => write!(f, "{} MiB", n >> 20),
-        }
+        let (number, unit) = match self.0 {
+            n if n < 10 << 10 => (n, "B"),
+            n if n < 10 << 20 => (n >> 10, "KiB"),
+            n => (n >> 20, "MiB"),
+        };
+        // To the right, without a string to hold it.
+        let len = number.checked_ilog10().unwrap_or(0) as usize + 2 + unit.len();
+        write!(f, "{:pad$}{number} {unit}", "", pad = f.width().unwrap_or(0).saturating_sub(len))
     }
 }
 
@@ -171,13 +168,37 @@ impl fmt::Display for Stats {
             Size(self.committed),
             self.zones
         )?;
-        writeln!(f, "  in use       {:>10}  {} blocks are mappings of their own", Size(in_use), self.mappings)?;
-        writeln!(f, "  cached       {:>10}  {:?}", Size(percpu_cached), self.mode)?;
+        let (mappings, deferred) = (self.mappings, Size(self.deferred));
+        writeln!(
+            f,
+            "  in use       {:>10}  {mappings} blocks are mappings of their own, {deferred} deferred",
+            Size(in_use)
+        )?;
+        writeln!(f, "  cached       {:>10}", Size(percpu_cached))?;
         writeln!(f, "  free         {:>10}", Size(free_resident))?;
         writeln!(f, "  metadata     {:>10}", Size(metadata))?;
+        let fence = if self.cpu_fence { "" } else { "; no fence for other CPUs" };
+        writeln!(f, "mode           {}: {}{fence}", self.mode.name(), self.mode_reason)?;
         writeln!(f, "slow paths     {} refills, {} flushes, {} drains", self.refills, self.flushes, self.drains)?;
+        let (populated, released) = (Size(self.populated), Size(self.released));
+        writeln!(f, "the system     {} growths, {populated} populated, {released} given back", self.growths)?;
         let Stats { nolock_hits, nolock_misses, nolock_refusals, nolock_deferred, .. } = *self;
         write!(f, "nolock         {nolock_hits} hits, {nolock_misses} misses, {nolock_refusals} refusals, ")?;
         write!(f, "{nolock_deferred} deferred")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_stand_in_a_column() {
+        for (bytes, text) in
+            [(0, "       0 B"), (816, "     816 B"), (66 << 10, "    66 KiB"), (12345 << 20, " 12345 MiB")]
+        {
+            assert_eq!(format!("{:>10}", Size(bytes)), text);
+        }
+        assert_eq!(Size(10 << 10).to_string(), "10 KiB");
     }
 }

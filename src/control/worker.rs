@@ -4,8 +4,9 @@
 //! sleep until a zone has free memory worth a look (or a mark was set)
 //! while there is something to watch, four times a second:
 //!     free > high:            give back what exceeds it
-//!     once a second:          give back what was free all second long (with a low mark: down to high)
-//!                             empty the stacks of CPUs that did nothing all second long
+//!     once a second:          give back what was free all second long (with a low mark: down to high), also of slabs
+//!                             empty the stacks of CPUs that did nothing all second long; if nobody did anything, give
+//!                             back all
 //!     free < low:             give memory to free pages, up to high
 //!     near the limit, or a watcher says that memory is short:
 //!                             drain, expedite deferred frees, give everything back; populate nothing
@@ -21,9 +22,9 @@ use core::time::Duration;
 use super::pressure;
 use super::watch::Watcher;
 use crate::percpu;
-use crate::slab::transfer;
+use crate::slab::{holes, transfer};
 use crate::sys;
-use crate::zone::{MARKS, RUN_MAX, free_resident, nodes, release};
+use crate::zone::{BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping_cache, nodes, release_from_zones};
 
 const TICK: Duration = Duration::from_millis(250);
 const TICKS_PER_SECOND: u32 = 4;
@@ -36,25 +37,25 @@ static RUNNING: AtomicBool = AtomicBool::new(false);
 /// Says whether there may be a worker, and whether there is something to watch from the start. Called once, at
 /// initialisation.
 pub(crate) fn init(wanted: bool, watching: bool) {
-    MARKS.set_starter(start);
-    MARKS.set_absent(!wanted);
+    BELL.set_starter(start);
+    BELL.set_absent(!wanted);
     #[cfg(feature = "capi")]
     sys::look_for_threads();
     if wanted && (watching || MARKS.low.load(Ordering::Relaxed) > 0) {
-        MARKS.call();
+        BELL.call();
     }
 }
 
 /// In the child of a `fork`, which has no worker: the next call starts one.
 pub(crate) fn after_fork() {
     if RUNNING.swap(false, Ordering::Relaxed) {
-        MARKS.set_absent(false);
+        BELL.set_absent(false);
     }
 }
 
 /// Has the worker look at the marks.
 pub(crate) fn call() {
-    MARKS.call();
+    BELL.call();
     start_if_due();
 }
 
@@ -63,9 +64,9 @@ pub(crate) fn call() {
 #[inline]
 pub(crate) fn start_if_due() {
     #[cfg(feature = "capi")]
-    if MARKS.worker_is_due()
+    if BELL.worker_is_due()
         && (!sys::is_single_threaded() || MARKS.low.load(Ordering::Relaxed) > 0)
-        && MARKS.claim_worker()
+        && BELL.claim_worker()
     {
         start();
     }
@@ -78,11 +79,13 @@ fn start() {
     }
     if !sys::spawn(c"pcpalloc", run) {
         RUNNING.store(false, Ordering::Relaxed);
-        MARKS.set_absent(true);
+        BELL.set_absent(true);
     }
 }
 
 extern "C" fn run() {
+    // To give memory back takes none when none is left.
+    sys::warm_stack::<{ 20 << 10 }>();
     let mut second = 0;
     let mut quiet = 0;
     let mut watcher = Watcher::new();
@@ -108,7 +111,7 @@ extern "C" fn run() {
             second = TICKS_PER_SECOND - 1;
         } else if idle {
             quiet = 0;
-            MARKS.sleep();
+            BELL.sleep();
         }
         stalled = watcher.wait(nap);
     }
@@ -119,13 +122,14 @@ extern "C" fn run() {
 /// Where memory is populated, it is by whole free blocks, so that none is handed out that faults after all; the high
 /// mark is kept to within the largest.
 fn balance() -> bool {
-    let (free, low, high) = (free_resident(), MARKS.low.load(Ordering::Relaxed), MARKS.high_now());
+    let excess = mapping_cache::shrink_to(MARKS.mappings_kept());
+    let (free, low, high) = (free_in_zones(), MARKS.low.load(Ordering::Relaxed), MARKS.high_now());
     let tolerated = if low > 0 { high.saturating_add(RUN_MAX) } else { high };
     if free > tolerated {
-        return release(free - high) > 0;
+        return excess + release_from_zones(free - high) > 0;
     }
     if low == 0 {
-        return false;
+        return excess > 0;
     }
     // Not into the neighbourhood of the limit, where it would be given back again.
     let wanted = high.saturating_sub(free).max(RUN_MAX).min(MARKS.headroom());
@@ -139,8 +143,11 @@ fn balance() -> bool {
 
 /// Gives back what nobody has used for a second; whether it did something.
 fn give_back_unused() -> bool {
+    let zones = || nodes().iter().flat_map(|node| node.zones());
+    let still = zones().all(|zone| zone.is_still());
     let idle = percpu::drain_idle();
-    if idle > 0 {
+    let still = still && idle.everywhere;
+    if idle.bytes > 0 {
         transfer::drain();
     }
     // Between a low mark and the high one nothing moves: what is given back would be populated again.
@@ -148,15 +155,18 @@ fn give_back_unused() -> bool {
         0 => MARKS.min.load(Ordering::Relaxed),
         _ => MARKS.high_now(),
     };
-    let mut may_go = free_resident().saturating_sub(keep);
-    let mut released = 0;
-    for zone in nodes().iter().flat_map(|node| node.zones()) {
-        let surplus = zone.take_surplus().min(may_go);
+    let mut may_go = free_in_zones().saturating_sub(keep);
+    let mut released = mapping_cache::release_unused();
+    for zone in zones() {
+        let surplus = zone.take_surplus();
+        // What came out of the stacks just now has not been used for a second, either.
+        let surplus = if still { zone.free_warm_bytes() } else { surplus }.min(may_go);
         if surplus >= NEGLIGIBLE / 4 {
             let gone = zone.release_free(surplus);
             may_go = may_go.saturating_sub(gone);
             released += gone;
         }
     }
-    idle > 0 || released > 0
+    let punched = holes::punch_unused(still);
+    idle.bytes > 0 || released > 0 || punched > 0
 }

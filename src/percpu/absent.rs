@@ -1,10 +1,14 @@
 //! Where there are no restartable sequences: every operation misses, and the slow path uses per-thread stacks.
 
-use super::Mode;
-use super::region::Region;
+use super::region::{AboveFloor, Region};
+use crate::sys;
 
 #[inline(always)]
 pub(super) fn pop(_class: usize) -> *mut u8 {
+    core::ptr::null_mut()
+}
+
+pub(super) fn pop_slow(_class: usize) -> *mut u8 {
     core::ptr::null_mut()
 }
 
@@ -17,13 +21,8 @@ pub(super) unsafe fn push(_class: usize, _block: usize) -> bool {
     false
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
-pub(super) enum AboveFloor {
-    Block(usize),
-    Empty,
-    Floor,
-    Aborted,
+pub(super) unsafe fn push_observed(_class: usize, _block: usize) -> bool {
+    false
 }
 
 pub(super) fn pop_above_floor(_class: usize) -> AboveFloor {
@@ -66,10 +65,12 @@ pub(super) fn cpu() -> Option<usize> {
     None
 }
 
-pub(super) fn init() -> Mode {
-    Mode::PerThread
+pub(super) const SECTIONS: bool = false;
+
+pub(super) fn adopt(_offset: isize) -> bool {
+    false
 }
 
-pub(super) fn register() -> bool {
-    false
+pub(super) fn register() -> Result<(), i32> {
+    Err(sys::ENOSYS)
 }

@@ -87,9 +87,9 @@ impl Region {
         stack.capacity = capacity as u16;
         // SAFETY: the array in use has room for this many, as `grow` sees to.
         let limit = unsafe { stack.base.add(capacity) };
-        // Relaxed: a sequence needs nothing but the value.
-        self.headers[class].limit.store(limit, Ordering::Relaxed);
-        self.set_floor(stack, class);
+        let stack = *stack;
+        self.set_limit(book, class, limit);
+        self.set_floor(&stack, class);
     }
 
     /// A quarter of what a stack may hold is not for nolock allocation to take, so that one user of it does
@@ -103,7 +103,9 @@ impl Region {
     /// Copies a stack to its large array. The region is stopped and its lock held.
     fn move_to_large(&self, book: &mut Book, class: usize) {
         let stack = &mut book.stacks[class];
-        let held = self.count(stack, class);
+        // Entries, marks among them.
+        let top = self.headers[class].top.load(Ordering::Relaxed);
+        let held = (top as usize - stack.base as usize) / size_of::<usize>();
         let base = self.large_base(class);
         // SAFETY: the small array holds `held` entries, which is less than the large one's room; the two do
         // not overlap.
@@ -113,9 +115,10 @@ impl Region {
             stack.large = true;
             // Relaxed: published by the release that starts the region.
             self.headers[class].top.store(base.add(held), Ordering::Relaxed);
-            self.headers[class].limit.store(base.add(stack.capacity as usize), Ordering::Relaxed);
         }
-        self.set_floor(stack, class);
+        let stack = *stack;
+        self.set_limit(book, class, base.wrapping_add(stack.capacity as usize));
+        self.set_floor(&stack, class);
     }
 
     /// Lets the hand go on until `victims` idle stacks have lost their capacity or `bytes` are had, once
@@ -139,9 +142,10 @@ impl Region {
                 return;
             }
             let taken = Bundle::new();
+            let base = stack.base;
             self.set_capacity(book, class, 0);
             // SAFETY: the region is stopped and its lock held.
-            unsafe { self.take_all(class, &taken) };
+            unsafe { self.take_all(class, base, &taken) };
             exclusive.start();
             emptied += 1;
             if emptied == victims || (bytes > 0 && book.charged <= target) {
@@ -154,12 +158,15 @@ impl Region {
     /// which is for when the region is running again.
     ///
     /// # Safety
-    /// As for [`Region::pop`].
-    pub(super) unsafe fn take_all(&self, class: usize, taken: &Bundle) -> usize {
+    /// As for [`Region::pop`]; `base` is the first entry of the stack's array.
+    pub(super) unsafe fn take_all(&self, class: usize, base: *mut usize, taken: &Bundle) -> usize {
         let mut total = 0;
         while let Some(mut batch) = BatchBox::new() {
             // SAFETY: the caller's obligation.
-            let n = unsafe { self.pop_batch(class, batch.room()) };
+            let n = unsafe {
+                self.skip_marks(class, base);
+                self.pop_batch(class, batch.room())
+            };
             if n == 0 {
                 return total;
             }
@@ -170,7 +177,11 @@ impl Region {
         // No memory even for a batch: one by one, then.
         loop {
             // SAFETY: the caller's obligation.
-            match unsafe { self.pop(class) } {
+            let block = unsafe {
+                self.skip_marks(class, base);
+                self.pop(class)
+            };
+            match block {
                 0 => return total,
                 block => slab::free_bulk(class, &[block]),
             }

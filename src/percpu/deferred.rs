@@ -3,36 +3,14 @@
 
 use core::sync::atomic::Ordering;
 
-use super::drain::{fence_available, stop};
-use super::region::{DEFERRED, Region};
-use super::slow::{create_region, region_of};
-use super::stopped::NOTHING;
-use super::{Mode, cpus, mode, rseq};
-
-/// An array for the stack: empty if it is given, what it holds if it is returned.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Array {
-    pub base: *mut usize,
-    /// Behind the last word in use.
-    pub top: *mut usize,
-    pub limit: *mut usize,
-}
-
-impl Array {
-    /// No array: every push finds it full.
-    pub(crate) fn none() -> Array {
-        let end = (&raw const NOTHING).cast_mut().wrapping_add(1);
-        Array { base: end, top: end, limit: end }
-    }
-
-    pub(crate) fn is_none(&self) -> bool {
-        self.base == self.limit
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        (self.top as usize - self.base as usize) / size_of::<usize>()
-    }
-}
+use super::choice::{Mode, mode};
+use super::cpus::cpus;
+use super::fence::{fence_available, stop};
+use super::hidden::are_hidden;
+use super::region::{Array, DEFERRED, Region};
+use super::regions::{create_region, region_of};
+use super::rseq;
+use crate::sys;
 
 /// Pushes a word; false if this CPU's array is full, or there is none.
 #[inline(always)]
@@ -41,9 +19,9 @@ pub(crate) fn push_deferred(word: usize) -> bool {
     unsafe { rseq::push(DEFERRED, word) }
 }
 
-/// Whether arrays can be had back from every CPU. If not, none should be given.
+/// Whether arrays can be had back from every CPU. If not, none should be given; nor if pushes do not find them.
 pub(crate) fn deferred_available() -> bool {
-    mode() != Mode::PerThread && fence_available()
+    mode() != Mode::PerThread && fence_available() && !are_hidden()
 }
 
 /// Puts another array on the CPU this thread runs on, and passes the one that was there to `then`; `None` if
@@ -86,6 +64,28 @@ fn exchange<R>(
     header.limit.store(array.limit, Ordering::Relaxed);
     rseq::start(cpu, region);
     Some(then(old))
+}
+
+/// The words on all CPUs' stacks, as far as they have been pushed by now. What a word stands for waits at least until
+/// `each` has returned, which must take no lock of this layer.
+///
+/// A fence per CPU that has words, where the processor orders stores less than x86-64 does.
+pub(crate) fn each_deferred(mut each: impl FnMut(usize)) {
+    for (cpu, region) in super::regions::cpu_regions() {
+        // Arrays are exchanged under this lock, and nobody takes a word from one otherwise.
+        let book = region.book.lock();
+        // Acquire, for whoever exchanged the array; sections store the top plainly.
+        let top = region.headers[DEFERRED].top.load(Ordering::Acquire);
+        let len = (top as usize - book.deferred as usize) / size_of::<usize>();
+        // A section stores the word and then the top, in an order that others see on x86-64 alone. Elsewhere the fence,
+        // a full barrier on that CPU and on this, makes stores that came before it there visible here.
+        if len == 0 || !(cfg!(target_arch = "x86_64") || sys::fence_cpu(cpu)) {
+            continue;
+        }
+        // SAFETY: entries below the top were written before it was, which is seen by the above, and stay while the lock
+        // is held.
+        (0..len).for_each(|n| each(unsafe { book.deferred.add(n).read_volatile() }));
+    }
 }
 
 /// Words on a CPU's stack, as a hint; `None` if it has no array.

@@ -9,103 +9,78 @@
 //! | [`pop_batch`] | takes up to n blocks |
 //! | [`push_batch`] | puts up to n blocks |
 //!
-//! On x86-64 each is one restartable sequence ([`rseq`]): the kernel restarts it elsewhere if the thread is
+//! On x86-64 and aarch64 each is one restartable sequence ([`rseq`]): the kernel restarts it elsewhere if the thread is
 //! preempted, migrated or interrupted by a signal inside it, and nothing has happened until the single store
 //! at its end. Where rseq is missing the same stacks belong to threads ([`thread`]). Both keep their stacks
 //! in a [`Region`], whose plain-Rust operations are what the sequences do, step by step.
 //!
 //! An operation that finds its stack empty, full, or not to be had goes to [`slow`].
 
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(any(pcpalloc_twin, miri))))]
+mod area;
 mod capacity;
+mod choice;
+mod contents;
+mod cpus;
 mod deferred;
 mod drain;
+mod fence;
+mod hidden;
+mod nolock;
+#[cfg_attr(not(feature = "debug"), allow(dead_code))]
+pub(crate) mod observed;
 mod region;
+mod regions;
 mod reserve;
 mod slow;
+mod stacks;
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(any(pcpalloc_twin, miri))))]
 mod stopped;
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(any(pcpalloc_twin, miri))))]
+mod table;
 mod thread;
-#[cfg(all(feature = "debug", target_arch = "x86_64", not(any(pcpalloc_twin, miri))))]
+#[cfg(all(feature = "debug", any(target_arch = "x86_64", target_arch = "aarch64"), not(any(pcpalloc_twin, miri))))]
 pub mod trial;
 
-#[cfg(all(target_arch = "x86_64", not(any(pcpalloc_twin, miri))))]
-#[path = "x86_64.rs"]
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(any(pcpalloc_twin, miri))))]
+#[cfg_attr(target_arch = "x86_64", path = "x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
 mod rseq;
-#[cfg(not(all(target_arch = "x86_64", not(any(pcpalloc_twin, miri)))))]
+#[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(any(pcpalloc_twin, miri)))))]
 #[path = "absent.rs"]
 mod rseq;
 
-pub(crate) use deferred::{Array, deferred_available, deferred_count, exchange_here, exchange_on, push_deferred};
-pub(crate) use drain::{
-    CpuDrain, cached_bytes, cpu_regions, drain_cpu, drain_idle, drain_thread, fork_lock, reclaim, regions,
+pub use choice::{Mode, ModeReason, Rseq};
+pub(crate) use choice::{mode, mode_reason};
+pub(crate) use cpus::{cpu_here, cpus, node_here};
+pub(crate) use deferred::{
+    deferred_available, deferred_count, each_deferred, exchange_here, exchange_on, push_deferred,
 };
-pub(crate) use reserve::{ChargeError, charge, pop_nolock, push_nolock};
+pub(crate) use drain::{CpuDrain, cached_bytes, drain_cpu, drain_idle, drain_thread, reclaim};
+pub(crate) use fence::{fence_available, may_fence};
+pub(crate) use hidden::hide_stacks;
+pub(crate) use nolock::{charge, pop_nolock, push_nolock};
+pub(crate) use region::{Array, Region};
+pub(crate) use regions::{cpu_regions, fork_lock, regions};
+pub(crate) use reserve::ChargeError;
 pub(crate) use slow::{alloc_slow, free_slow};
 
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+/// Bytes of address space in the stacks of one CPU.
+#[cfg(feature = "debug")]
+pub(crate) const REGION_BYTES: usize = Region::BYTES;
 
-use crate::sys;
-use crate::zone::note_node;
-
-/// How threads find their stacks. Chosen once, at initialisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Mode {
-    /// Per-CPU stacks, with the rseq area that the C library has registered for every thread.
-    LibcRseq,
-    /// Per-CPU stacks, with an rseq area of our own, registered by each thread when it first needs it.
-    OwnRseq,
-    /// Per-thread stacks: the kernel or the sandbox has no rseq.
-    PerThread,
-}
-
-static MODE: AtomicU8 = AtomicU8::new(Mode::PerThread as u8);
-static CPUS: AtomicUsize = AtomicUsize::new(0);
-/// The memory node of every CPU.
-static NODE_OF: [AtomicU8; sys::MAX_CPUS] = [const { AtomicU8::new(0) }; sys::MAX_CPUS];
-
-/// How threads find their stacks.
-pub(crate) fn mode() -> Mode {
-    // Relaxed: set before initialisation is announced, and never changed.
-    match MODE.load(Ordering::Relaxed) {
-        x if x == Mode::LibcRseq as u8 => Mode::LibcRseq,
-        x if x == Mode::OwnRseq as u8 => Mode::OwnRseq,
-        _ => Mode::PerThread,
-    }
-}
-
-/// Possible CPUs: every id is smaller.
-pub(crate) fn cpus() -> usize {
-    CPUS.load(Ordering::Relaxed)
-}
-
-fn node_of(cpu: usize) -> usize {
-    NODE_OF.get(cpu).map_or(0, |node| node.load(Ordering::Relaxed) as usize)
-}
-
-/// The CPU this thread runs on.
-pub(crate) fn cpu_here() -> usize {
-    rseq::cpu().unwrap_or_else(sys::current_cpu)
-}
-
-/// The memory node this thread runs on.
-pub(crate) fn node_here() -> usize {
-    node_of(cpu_here())
-}
+/// Bytes that the machinery of one CPU may have: its headers with their book, small arrays, large arrays; and the blocks
+/// that its stacks may hold.
+#[cfg(feature = "debug")]
+pub(crate) const CPU_BYTES: [usize; 4] = [Region::PARTS[0], Region::PARTS[1], Region::PARTS[2], regions::CPU_BUDGET];
 
 /// Chooses the mode and learns the machine. Called once, before anything else here but [`pop`] and [`push`].
-pub(crate) fn init() {
-    let cpus = sys::possible_cpus();
-    CPUS.store(cpus, Ordering::Relaxed);
-    sys::each_cpu_of_node(|cpu, node| {
-        NODE_OF[cpu].store(node as u8, Ordering::Relaxed);
-        note_node(node);
-    });
-    drain::init(sys::register_membarrier());
+/// `membarrier`: whether the kernel may be asked for fences.
+pub(crate) fn init(rseq: Rseq, membarrier: bool) {
+    let possible = cpus::init();
+    fence::init(membarrier);
     thread::init();
-    // Ids index a table of MAX_CPUS, which no kernel of today exceeds; one that did would get per-thread
-    // stacks.
-    let mode = if cpus <= sys::MAX_CPUS { rseq::init() } else { Mode::PerThread };
-    MODE.store(mode as u8, Ordering::Relaxed);
+    choice::choose(rseq, possible);
 }
 
 /// Takes a block of `class` from this CPU's stack; null is a miss.

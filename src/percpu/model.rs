@@ -1,7 +1,7 @@
 //! Stopping a CPU under loom: sections of several threads on one CPU, and whoever stops it, takes its blocks and
 //! starts it again.
 //!
-//! What is modelled is the protocol of `x86_64.rs`, `drain.rs` and `capacity.rs`, written out again instruction by
+//! What is modelled is the protocol of `x86_64.rs`, `table.rs`, `drain.rs` and `capacity.rs`, written out again instruction by
 //! instruction: the sections themselves are machine code. The kernel's part is a lock, under which every instruction
 //! of the CPU's threads is executed and which says who is inside a section, or was last:
 //! - All instructions on one CPU are in one order, a switch between threads being a full barrier; so are the holders

@@ -23,15 +23,14 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
-use super::deferred::Array;
-use super::rseq::AboveFloor;
-use super::stopped::NOTHING;
+use super::observed::Sampler;
 use crate::lock::Lock;
 use crate::size_class::{CLASS, CLASSES};
 use crate::zone::META;
 
 /// Headers of a region, by index: the stack of each class is at the class's own; then come
-/// - a floor for each, in place of a top, below which `pop_above_floor` does not go,
+/// - a floor for each, in place of a top, below which `pop_above_floor` does not go; and its limit, which is not the
+///   one that a push sees while somebody observes the heap (`observed.rs`),
 /// - the reserves, stacks that only nolock allocation takes from,
 /// - a stack of words whose arrays come from the layer above (`deferred.rs`).
 pub(super) const FLOOR: usize = CLASSES;
@@ -62,9 +61,10 @@ pub(crate) struct Region {
     pub(super) wanting: AtomicBool,
     /// What the stacks' tops added up to when the worker last came by.
     pub(super) seen: AtomicUsize,
-    /// How much to add to each stack that nolock allocation finds empty (`reserve.rs`).
+    /// How much to add to each stack that nolock allocation finds empty (`nolock.rs`).
     pub(super) levels: [AtomicU8; CLASSES],
     pub(super) counters: Counters,
+    pub(super) sampler: Sampler,
 }
 
 /// What happened here, in numbers. Relaxed throughout: statistics.
@@ -76,6 +76,18 @@ pub(crate) struct Counters {
     pub(crate) nolock_hits: AtomicUsize,
     pub(crate) nolock_misses: AtomicUsize,
     pub(crate) nolock_refusals: AtomicUsize,
+}
+
+/// What `pop_above_floor` found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AboveFloor {
+    Block(usize),
+    /// Nothing, or the CPU is stopped.
+    Empty,
+    /// What there is must not be taken.
+    Floor,
+    /// Something came between: worth another try.
+    Aborted,
 }
 
 /// What is known about the stacks of a region, under its lock.
@@ -90,6 +102,8 @@ pub(super) struct Book {
     pub(super) reserves: [Reserve; CLASSES],
     /// First word of the array on the deferred stack.
     pub(super) deferred: *mut usize,
+    /// Pushes see no limit, and miss.
+    pub(super) diverted: bool,
 }
 
 /// A stack that only nolock allocation takes from.
@@ -103,6 +117,31 @@ pub(super) struct Reserve {
     pub(super) room: usize,
     /// The array it had before, which the next charge uses if it fits, and its room.
     pub(super) other: (*mut usize, usize),
+}
+
+/// An array for the deferred stack: empty if it is given, what it holds if it is returned (`deferred.rs`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Array {
+    pub base: *mut usize,
+    /// Behind the last word in use.
+    pub top: *mut usize,
+    pub limit: *mut usize,
+}
+
+impl Array {
+    /// No array: every push finds it full.
+    pub(crate) fn none() -> Array {
+        let end = (&raw const NOTHING).cast_mut().wrapping_add(1);
+        Array { base: end, top: end, limit: end }
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.base == self.limit
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        (self.top as usize - self.base as usize) / size_of::<usize>()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -125,10 +164,13 @@ pub(super) enum Event {
     Full,
 }
 
+/// A sentinel: a stack whose top and limit are behind it is empty and full at once.
+pub(super) static NOTHING: usize = 0;
+
 // SAFETY: the pointers lead into the region itself, which lives for ever.
 unsafe impl Send for Book {}
 
-const WORD: usize = size_of::<usize>();
+pub(super) const WORD: usize = size_of::<usize>();
 
 /// Offsets of the arrays' sentinels, small and large, and the bytes of a region.
 const fn layout() -> ([u32; CLASSES], [u32; CLASSES], usize) {
@@ -173,6 +215,7 @@ impl Region {
             *region.headers[class].top.get_mut() = stack.base;
             *region.headers[class].limit.get_mut() = stack.base;
             *region.headers[FLOOR + class].top.get_mut() = stack.base;
+            *region.headers[FLOOR + class].limit.get_mut() = stack.base;
         }
         for class in 0..CLASSES {
             // Until it is charged, a reserve is empty and full as a stack of no capacity is.
@@ -231,14 +274,15 @@ impl Region {
         AboveFloor::Block(unsafe { self.pop(class) })
     }
 
-    /// The plain-Rust twin of the sequence `push`.
+    /// The plain-Rust twin of the sequence `push`, with the limit in force.
     ///
     /// # Safety
     /// As for `pop`, and `block` is a block of the class that nobody uses.
     pub(super) unsafe fn push(&self, class: usize, block: usize) -> bool {
         let header = &self.headers[class];
+        let limit = if class < CLASSES { &self.headers[FLOOR + class].limit } else { &header.limit };
         let top = header.top.load(Ordering::Relaxed);
-        if top >= header.limit.load(Ordering::Relaxed) {
+        if top >= limit.load(Ordering::Relaxed) {
             return false;
         }
         // SAFETY: below the limit there is room in the array.
@@ -276,32 +320,9 @@ impl Region {
         blocks.iter().take_while(|&&block| unsafe { self.push(class, block) }).count()
     }
 
-    /// How many blocks a stack holds, exactly if it is not in use meanwhile.
-    pub(super) fn count(&self, stack: &Stack, class: usize) -> usize {
-        let top = self.headers[class].top.load(Ordering::Relaxed) as usize;
-        // A stack in use may be seen while it moves to its large array.
-        (top.saturating_sub(stack.base as usize) / WORD).min(CLASS[class].capacity_max as usize)
-    }
-
-    /// Blocks in a reserve.
-    pub(super) fn reserve_count(&self, reserve: &Reserve, class: usize) -> usize {
-        if reserve.base.is_null() {
-            return 0;
-        }
-        let top = self.headers[RESERVE + class].top.load(Ordering::Relaxed) as usize;
-        (top.saturating_sub(reserve.base as usize) / WORD).min(reserve.charge)
-    }
-
-    /// Blocks that a reserve lacks.
-    pub(super) fn reserve_lacks(&self, reserve: &Reserve, class: usize) -> usize {
-        reserve.charge - self.reserve_count(reserve, class)
-    }
-
-    /// A number that changes when any stack does, most likely.
-    pub(super) fn fingerprint(&self) -> usize {
-        let tops = self.headers[..CLASSES].iter().map(|header| header.top.load(Ordering::Relaxed) as usize);
-        let events = [&self.counters.refills, &self.counters.flushes].map(|n| n.load(Ordering::Relaxed));
-        tops.chain(events).fold(0, |sum, part| sum.rotate_left(5) ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    /// The first entry of the array that a class's stack uses.
+    pub(super) fn base_of(&self, class: usize) -> *mut usize {
+        self.book.lock().stacks[class].base
     }
 
     /// Where the region lies.
@@ -316,54 +337,16 @@ impl Region {
 
 #[cfg(feature = "debug")]
 impl Region {
-    /// Whether headers and book agree; calls `each` with the class and address of every block on a stack or in a
-    /// reserve. Nobody operates on the stacks meanwhile.
-    pub(crate) fn check(&self, mut each: impl FnMut(usize, usize)) -> Result<(), &'static str> {
-        let book = self.book.lock();
-        let mut charged = 0;
-        for (class, fixed) in CLASS.iter().enumerate() {
-            let stack = &book.stacks[class];
-            let room = if stack.large { fixed.capacity_max } else { fixed.capacity } as usize;
-            charged += stack.capacity as usize * crate::size_class::block_size(class);
-            let header = &self.headers[class];
-            let limit = header.limit.load(Ordering::Relaxed);
-            if stack.capacity as usize > room || limit != stack.base.wrapping_add(stack.capacity as usize) {
-                return Err("a stack's limit is its capacity, which its array has room for");
-            }
-            Self::check_array(stack.base, header.top.load(Ordering::Relaxed), room, |block| each(class, block))?;
-            let reserve = &book.reserves[class];
-            let header = &self.headers[RESERVE + class];
-            if !reserve.base.is_null() {
-                if reserve.charge > reserve.room {
-                    return Err("a reserve has room for what is charged");
-                }
-                let top = header.top.load(Ordering::Relaxed);
-                Self::check_array(reserve.base, top, reserve.charge, |block| each(class, block))?;
-            }
-        }
-        if charged != book.charged || charged > book.budget {
-            return Err("a region's stacks have the capacity that is charged, within its budget");
-        }
-        Ok(())
-    }
+    /// Bytes of the headers with the book, of the small arrays, and of the large ones, in address space.
+    pub(crate) const PARTS: [usize; 3] = {
+        let (head, small) = (size_of::<Region>(), LAYOUT.0[CLASSES - 1] as usize);
+        let small = small + (1 + CLASS[CLASSES - 1].capacity as usize) * WORD - head;
+        [head, small, Region::BYTES - head - small]
+    };
 
-    fn check_array(
-        base: *mut usize,
-        top: *mut usize,
-        room: usize,
-        mut each: impl FnMut(usize),
-    ) -> Result<(), &'static str> {
-        let len = (top as usize).wrapping_sub(base as usize) / WORD;
-        if len > room || !(top as usize - base as usize).is_multiple_of(WORD) {
-            return Err("a stack's top is in its array");
-        }
-        // SAFETY: the array is the region's, or a reserve's, and holds so many entries behind its sentinel.
-        let words = unsafe { core::slice::from_raw_parts(base.sub(1), len + 1) };
-        match words.split_first() {
-            Some((0, entries)) if !entries.contains(&0) => entries.iter().for_each(|&entry| each(entry)),
-            _ => return Err("a stack has a 0 in front of its entries and none among them"),
-        }
-        Ok(())
+    /// What has happened to the book's lock.
+    pub(crate) fn lock_counts(&self) -> crate::lock::counted::LockCounts {
+        self.book.counts()
     }
 }
 
@@ -393,7 +376,7 @@ mod tests {
         // SAFETY: nobody else knows of the region; the small array has room for 4.
         unsafe {
             assert!(!region.push(5, 0x10));
-            region.headers[5].limit.store(base.add(4), Ordering::Relaxed);
+            region.headers[FLOOR + 5].limit.store(base.add(4), Ordering::Relaxed);
             assert_eq!(region.push_batch(5, &[0x10, 0x20, 0x30, 0x40, 0x50]), 4);
             assert!(!region.push(5, 0x60));
             assert_eq!(region.pop(5), 0x40);

@@ -9,173 +9,65 @@
 //!   one is returned, the others pushed
 //! ```
 
-use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::Ordering;
 
-use super::capacity::Exclusive;
-use super::region::{Event, RESERVE, Region};
-use super::{Mode, cpus, mode, node_of, rseq, thread};
-use crate::lock::Lock;
+use super::cpus::node_of;
+use super::region::Event;
+use super::stacks::{Stacks, with_stacks};
+use super::{drain, nolock, observed};
+use crate::latency::{self, SlowPath};
 use crate::size_class::{BATCH_MAX, CLASS};
 use crate::slab::{self, transfer};
 use crate::sys;
-use crate::zone::nodes;
+use crate::zone::nodes_from;
 
-/// Bytes that the stacks of a CPU may hold together.
-const CPU_BUDGET: usize = 1 << 20;
-
-/// Each CPU's region, once it has one.
-static REGIONS: [AtomicPtr<Region>; sys::MAX_CPUS] = [const { AtomicPtr::new(null_mut()) }; sys::MAX_CPUS];
-static CREATING: Lock<()> = Lock::new(());
-
-/// The stacks this thread may use right now: its CPU's, or its own.
-pub(super) enum Stacks {
-    Cpu(usize, &'static Region),
-    Thread(&'static Region),
-}
-
-impl Exclusive for Stacks {
-    fn stop(&self) -> bool {
-        match self {
-            Stacks::Cpu(cpu, _) => rseq::stop_here(*cpu),
-            Stacks::Thread(_) => true,
-        }
-    }
-
-    fn start(&self) {
-        if let Stacks::Cpu(cpu, region) = self {
-            rseq::start(*cpu, region);
-        }
-    }
-}
-
-impl Stacks {
-    pub(super) fn region(&self) -> &'static Region {
-        match self {
-            Stacks::Cpu(_, region) | Stacks::Thread(region) => region,
-        }
-    }
-
-    pub(super) fn node(&self) -> usize {
-        match self {
-            Stacks::Cpu(cpu, _) => node_of(*cpu),
-            Stacks::Thread(_) => node_of(sys::current_cpu()),
-        }
-    }
-
-    fn pop(&self, class: usize) -> usize {
-        match self {
-            Stacks::Cpu(..) => rseq::pop(class) as usize,
-            // SAFETY: this thread's own region, marked busy.
-            Stacks::Thread(region) => unsafe { region.pop(class) },
-        }
-    }
-
-    fn pop_batch(&self, class: usize, out: &mut [usize]) -> usize {
-        match self {
-            Stacks::Cpu(..) => rseq::pop_batch(class, out),
-            // SAFETY: as in `pop`.
-            Stacks::Thread(region) => unsafe { region.pop_batch(class, out) },
-        }
-    }
-
-    /// # Safety
-    /// All are blocks of `class` that nobody uses.
-    pub(super) unsafe fn push_batch(&self, class: usize, blocks: &[usize]) -> usize {
-        // SAFETY: the caller's obligation, and as in `pop`.
-        unsafe {
-            match self {
-                Stacks::Cpu(..) => rseq::push_batch(class, blocks),
-                Stacks::Thread(region) => region.push_batch(class, blocks),
-            }
-        }
-    }
-
-    /// # Safety
-    /// All are blocks of `class` that nobody uses.
-    pub(super) unsafe fn push_reserve(&self, class: usize, blocks: &[usize]) -> usize {
-        // SAFETY: the caller's obligation, and as in `pop`.
-        unsafe {
-            match self {
-                Stacks::Cpu(..) => rseq::push_reserve(class, blocks),
-                Stacks::Thread(region) => region.push_batch(RESERVE + class, blocks),
-            }
-        }
-    }
-}
-
-/// The region of a CPU, if it has one.
-pub(super) fn region_of(cpu: usize) -> Option<&'static Region> {
-    // Acquire, paired with the release in `create_region`. SAFETY: regions live for ever.
-    unsafe { REGIONS[cpu].load(Ordering::Acquire).as_ref() }
-}
-
-#[cold]
-pub(super) fn create_region(cpu: usize) -> Option<&'static Region> {
-    let _creating = CREATING.lock();
-    if let Some(region) = region_of(cpu) {
-        return Some(region);
-    }
-    let region = Region::new(CPU_BUDGET)?;
-    // Release, paired with the acquire in `region_of`.
-    REGIONS[cpu].store(region as *const Region as *mut Region, Ordering::Release);
-    rseq::start(cpu, region);
-    rseq::start_reserves(cpu, region);
-    Some(region)
-}
-
-/// The lock under which regions are made, for `fork`.
-pub(super) fn creation_lock() -> &'static Lock<()> {
-    &CREATING
-}
-
-/// Runs `f` with the stacks this thread may use, or with none: no memory for them, no registration, a signal
-/// handler on top of an operation on the thread's own.
-fn with_stacks<R>(f: impl FnOnce(Option<Stacks>) -> R) -> R {
-    if mode() == Mode::PerThread {
-        return thread::with_region(|region| f(region.map(Stacks::Thread)));
-    }
-    if mode() == Mode::OwnRseq && rseq::cpu().is_none() {
-        rseq::register();
-    }
-    let cpu = rseq::cpu().filter(|&cpu| cpu < cpus());
-    f(cpu.and_then(|cpu| Some(Stacks::Cpu(cpu, region_of(cpu).or_else(|| create_region(cpu))?))))
-}
-
-/// A block of `class`, after [`super::pop`] had none; null when the system gives no more memory.
+/// A block of `class`, after [`super::pop`] had none; null when the system gives no more memory. And whether it is due
+/// to be sampled.
 #[cold]
 #[inline(never)]
-pub(crate) fn alloc_slow(class: usize) -> *mut u8 {
-    let block = with_stacks(|stacks| match &stacks {
+pub(crate) fn alloc_slow(class: usize) -> (*mut u8, bool) {
+    let alloc_one = || (alloc_one(node_of(sys::current_cpu()), class), observed::is_class_due(None, class));
+    let (block, due) = with_stacks(|stacks| match &stacks {
         Some(stacks) => refill(stacks, class),
-        None => alloc_one(node_of(sys::current_cpu()), class),
+        None => alloc_one(),
     });
     if block != 0 {
-        return block as *mut u8;
+        return (block as *mut u8, due);
     }
-    super::drain::reclaim();
-    alloc_one(node_of(sys::current_cpu()), class) as *mut u8
+    drain::reclaim();
+    let (block, due) = alloc_one();
+    (block as *mut u8, due)
 }
 
 fn alloc_one(node: usize, class: usize) -> usize {
     let mut block = [0];
     // Another node's memory is better than none.
-    (node..nodes().len()).chain(0..node).any(|node| slab::alloc_bulk(node, class, &mut block) > 0);
+    nodes_from(node).any(|node| slab::alloc_bulk(node, class, &mut block) > 0);
     block[0]
 }
 
-fn refill(stacks: &Stacks, class: usize) -> usize {
+/// A block, 0 if there is none, and whether it is due to be sampled.
+fn refill(stacks: &Stacks, class: usize) -> (usize, bool) {
+    let region = stacks.region();
+    let is_due = || observed::is_class_due(Some(region), class);
     // An abort is a miss: the stack may well have something. (Per-thread stacks have not been tried at all.)
     let block = stacks.pop(class);
     if block != 0 {
-        return block;
+        // On a CPU's stack this was decided when it came there.
+        return (block, matches!(stacks, Stacks::Thread(_)) && is_due());
     }
-    let region = stacks.region();
+    if observed::has_marks()
+        && let (block, due) = observed::pop_marked(stacks, class)
+        && block != 0
+    {
+        return (block, due);
+    }
     if region.wanting.load(Ordering::Relaxed) {
-        super::reserve::satisfy(stacks);
+        nolock::satisfy(stacks);
     }
     let wanted = region.missed(class, Event::Empty, stacks).max(1);
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
+    let _timer = latency::start(SlowPath::Refill);
     let node = stacks.node();
     if let Some(mut batch) = transfer::pop(node, class)
         && let Some((&mut block, others)) = batch.blocks().split_last_mut()
@@ -183,12 +75,12 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
         // SAFETY: blocks in transfer are nobody's.
         let put = unsafe { stacks.push_batch(class, others) };
         slab::free_bulk(class, &others[put..]);
-        return block;
+        return (block, is_due());
     }
     let mut blocks = [0; BATCH_MAX];
     let got = slab::alloc_bulk(node, class, &mut blocks[..wanted]);
     if got == 0 {
-        return 0;
+        return (0, false);
     }
     // The lowest address is handed out now and the next ones on top of the stack.
     blocks[..got].reverse();
@@ -196,7 +88,7 @@ fn refill(stacks: &Stacks, class: usize) -> usize {
     // SAFETY: fresh from the slab.
     let put = unsafe { stacks.push_batch(class, others) };
     slab::free_bulk(class, &others[put..]);
-    block
+    (block, is_due())
 }
 
 /// Frees a block of `class`, after [`super::push`] had no room.
@@ -223,13 +115,14 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     }
     let region = stacks.region();
     if region.wanting.load(Ordering::Relaxed) {
-        super::reserve::satisfy(stacks);
+        nolock::satisfy(stacks);
     }
     let surplus = region.missed(class, Event::Full, stacks);
     if push() {
         return;
     }
     region.counters.flushes.fetch_add(1, Ordering::Relaxed);
+    let _timer = latency::start(SlowPath::Flush);
     if surplus == 0 {
         return slab::free_bulk(class, &[block]);
     }

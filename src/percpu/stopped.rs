@@ -3,7 +3,7 @@
 //! Before initialisation, while a CPU is stopped, where a thread has no rseq: every pop finds its stack
 //! empty and every push finds it full, and both go to the slow path, without a test of their own.
 
-use super::region::HEADERS;
+use super::region::{HEADERS, NOTHING};
 
 #[repr(C, align(16))]
 pub(super) struct StoppedHeader {
@@ -19,9 +19,6 @@ pub(super) struct Stopped {
 
 // SAFETY: constants.
 unsafe impl Sync for Stopped {}
-
-/// A sentinel: a stack whose top and limit are behind it is empty and full at once.
-pub(super) static NOTHING: usize = 0;
 
 pub(super) static STOPPED: Stopped = Stopped {
     headers: [const {

@@ -147,7 +147,7 @@ unsafe extern "C" fn thread_exit(region: *mut c_void) {
     let taken = Bundle::new();
     for class in 0..CLASSES {
         // SAFETY: the thread's own region, of which it has just taken leave.
-        unsafe { region.take_all(class, &taken) };
+        unsafe { region.take_all(class, region.base_of(class), &taken) };
     }
     drop(taken);
     // SAFETY: as above.
@@ -163,7 +163,8 @@ pub(super) fn drain() -> usize {
         region.map_or(0, |region| {
             let taken = Bundle::new();
             // SAFETY: this thread's own region, marked busy.
-            (0..CLASSES).map(|class| unsafe { region.take_all(class, &taken) } * block_size(class)).sum()
+            let take = |class| unsafe { region.take_all(class, region.base_of(class), &taken) };
+            (0..CLASSES).map(|class| take(class) * block_size(class)).sum()
         })
     })
 }
@@ -175,7 +176,7 @@ mod tests {
 
     /// Threads that get their first region while a fork is under way: none joins the list between the two walks.
     ///
-    /// Red if regions are enlisted without the lock of `SPARE`, or if `fork_lock` in `drain.rs` takes that last.
+    /// Red if regions are enlisted without the lock of `SPARE`, or if `fork_lock` in `regions.rs` takes that last.
     #[test]
     fn a_fork_gives_back_the_books_that_it_took() {
         crate::heap::ensure_up(&crate::Config::new());

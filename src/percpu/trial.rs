@@ -5,9 +5,9 @@
 
 use core::sync::atomic::Ordering;
 
-use super::region::{DEFERRED, FLOOR, RESERVE, Region};
-use super::rseq::{self, AboveFloor};
-use super::{Mode, cpus, drain, mode, slow};
+use super::region::{AboveFloor, DEFERRED, FLOOR, RESERVE, Region};
+use super::regions::{create_region, region_of};
+use super::{Mode, cpus, fence, mode, rseq};
 use crate::{Config, heap};
 
 /// A stack of a region.
@@ -55,10 +55,10 @@ impl From<AboveFloor> for Found {
 /// Number of classes.
 pub const CLASSES: usize = crate::size_class::CLASSES;
 
-/// Brings the heap up; whether its stacks belong to CPUs.
+/// Brings the heap up; whether its stacks belong to CPUs, and the calling thread finds them.
 pub fn bring_up() -> bool {
     heap::ensure_up(&Config::new());
-    mode() != Mode::PerThread
+    mode() != Mode::PerThread && (mode() == Mode::LibcRseq || rseq::register().is_ok())
 }
 
 /// Possible CPUs.
@@ -97,7 +97,7 @@ pub enum Stop {
 impl Stacks {
     /// Those of a CPU; made if need be.
     pub fn of_cpu(cpu: usize) -> Option<Stacks> {
-        let region = slow::region_of(cpu).or_else(|| slow::create_region(cpu))?;
+        let region = region_of(cpu).or_else(|| create_region(cpu))?;
         Some(Stacks { region, cpu: Some(cpu) })
     }
 
@@ -116,6 +116,9 @@ impl Stacks {
         // Relaxed: the caller has the stack to itself.
         header.top.store(base.wrapping_add(len), Ordering::Relaxed);
         header.limit.store(base.wrapping_add(capacity), Ordering::Relaxed);
+        if let Stack::Class(class) = stack {
+            self.region.headers[FLOOR + class].limit.store(base.wrapping_add(capacity), Ordering::Relaxed);
+        }
     }
 
     /// Sets how many words of a class's stack [`pop_above_floor`] leaves.
@@ -134,10 +137,10 @@ impl Stacks {
         let cpu = self.cpu?;
         let _book = self.region.book.lock();
         let stopped = match how {
-            Stop::Fence => drain::stop(cpu, self.region),
+            Stop::Fence => fence::stop(cpu, self.region),
             Stop::Here => rseq::stop_here(cpu),
             Stop::Ignored => {
-                drain::stop(cpu, self.region);
+                fence::stop(cpu, self.region);
                 true
             }
             Stop::NoFence => {
@@ -238,6 +241,13 @@ pub fn pop_above_floor(class: usize) -> Found {
 pub fn push(class: usize, word: usize) -> bool {
     // SAFETY: a word of the test's, which whoever pops it knows to be none of the heap's blocks.
     unsafe { rseq::push(class, word) }
+}
+
+/// The section.
+#[inline(never)]
+pub fn push_observed(class: usize, word: usize) -> bool {
+    // SAFETY: as in `push`.
+    unsafe { rseq::push_observed(class, word) }
 }
 
 /// The section, on the stack of deferred words.

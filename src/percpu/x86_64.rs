@@ -15,11 +15,8 @@
 //!     goto end
 //! ```
 //!
-//! `TABLE[cpu]` is the distance from `STOPPED` to the CPU's region, so 0, which is what the table starts as
-//! and what a stopped CPU has, leads to headers that are empty and full at once. One addition thus answers
-//! at no cost whether the heap is initialised, the thread registered and the CPU running. The table has
-//! entries -1 and -2 for threads without rseq, and its entry is loaded inside the section: a value from
-//! before `start` would survive a preemption and a fence, and be stale after them.
+//! What the table's entries are, and what orders sections with what other CPUs do, is said in `table.rs`. `aarch64.rs` has
+//! the same functions with the same operands, written out again: a section is read, and proved, as one text.
 //!
 //! Deviations from the obvious, each measured (see `src/README.md`):
 //! 1. The header's address is formed first and then used without index or displacement: such a store is
@@ -31,75 +28,20 @@
 //! 4. No field of the rseq area is written but `rseq_cs`, and that is not cleared on the way out: the kernel
 //!    does so when it next looks. (Linux Documentation/userspace-api/rseq.rst.)
 
-use core::arch::{asm, global_asm};
-use core::cell::UnsafeCell;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::arch::asm;
 
-use super::Mode;
-use super::region::Region;
-use super::region::{FLOOR, HEADERS, RESERVE};
-use super::stopped::STOPPED;
+use super::area::offset;
+pub(super) use super::area::{SECTIONS, adopt, register};
+use super::region::{AboveFloor, FLOOR, RESERVE};
+use super::table::{RESERVES, TABLE, Table, stopped, table};
+#[cfg(feature = "debug")]
+pub(super) use super::table::{is_running, stop_without_fence};
+pub(super) use super::table::{start, start_reserves, stop, stop_reserves};
 use crate::sys;
-
-// This thread's own rseq area, for when the C library has registered none. Until it is registered its ids
-// say -1, and `rseq_cs` takes what the sections write without meaning anything. `registration` is how far
-// this thread got: 0 not tried, 1 done, 2 refused.
-//
-// The sections use the area at our own's offset from the thread pointer, which the linker knows, plus `delta`: 0 to
-// begin with, so that they are right before the first instruction runs. (The offset itself cannot be a word that the
-// linker fills in, which none does for a shared library; there it comes from the global offset table, and in a
-// program it is a constant: "ELF Handling For Thread-Local Storage", initial exec.)
-global_asm!(
-    ".pushsection .tdata.pcpalloc_rseq, \"awT\", @progbits",
-    ".balign 32",
-    ".hidden __pcpalloc_0_1_rseq_area",
-    ".globl __pcpalloc_0_1_rseq_area",
-    ".type __pcpalloc_0_1_rseq_area, @object",
-    ".size __pcpalloc_0_1_rseq_area, 64",
-    "__pcpalloc_0_1_rseq_area:",
-    ".long 0, 0xffffffff",
-    ".zero 56",
-    ".popsection",
-    ".pushsection .bss.pcpalloc_rseq, \"aw\", @nobits",
-    ".balign 8",
-    ".hidden __pcpalloc_0_1_rseq_delta",
-    ".globl __pcpalloc_0_1_rseq_delta",
-    ".type __pcpalloc_0_1_rseq_delta, @object",
-    ".size __pcpalloc_0_1_rseq_delta, 8",
-    "__pcpalloc_0_1_rseq_delta:",
-    ".zero 8",
-    ".popsection",
-);
-
-unsafe extern "C" {
-    #[link_name = "__pcpalloc_0_1_rseq_delta"]
-    static DELTA: Delta;
-}
-
-/// A word that `init` writes once, while nobody depends on which of two right values it holds.
-#[repr(transparent)]
-struct Delta(UnsafeCell<isize>);
-
-// SAFETY: aligned words are read and written whole on this architecture; both values lead to a valid area.
-unsafe impl Sync for Delta {}
-
-/// Where the own area's `registration` word lies, from the area.
-const REGISTRATION: isize = 32;
-
-/// Entries before that of CPU 0.
-const UNREGISTERED: usize = 2;
-
-/// Distance from `STOPPED` to each CPU's region; 0 while it has none or is stopped.
-struct Table([AtomicUsize; sys::MAX_CPUS + UNREGISTERED]);
-static TABLE: Table = Table([const { AtomicUsize::new(0) }; sys::MAX_CPUS + UNREGISTERED]);
-/// The same for the reserves of each CPU, which a charge stops and nothing else: a drain, or whoever is preempted
-/// in the middle of one, does not keep nolock allocation from them.
-static RESERVES: Table = Table([const { AtomicUsize::new(0) }; sys::MAX_CPUS + UNREGISTERED]);
 
 /// Where our own area lies, from the thread pointer.
 #[inline(always)]
-fn own_offset() -> isize {
+pub(super) fn own_offset() -> isize {
     let offset;
     // SAFETY: reads a constant, or a word of the global offset table.
     unsafe {
@@ -109,26 +51,14 @@ fn own_offset() -> isize {
     offset
 }
 
-/// Where the area lies that is used, from the thread pointer.
+/// The thread pointer.
 #[inline(always)]
-fn offset() -> isize {
-    // SAFETY: the symbol is defined above; see the type for the race with `init`.
-    unsafe { own_offset() + *DELTA.0.get() }
-}
-
-impl Table {
-    /// Entry 0.
-    #[inline(always)]
-    fn entries(&self) -> *const AtomicUsize {
-        &self.0[UNREGISTERED]
-    }
-}
-
-#[inline(always)]
-fn stopped(class: usize) -> *const super::stopped::StoppedHeader {
-    debug_assert!(class < HEADERS);
-    // SAFETY: indices of stacks are smaller than HEADERS.
-    unsafe { STOPPED.headers.get_unchecked(class) }
+pub(super) fn thread_pointer() -> usize {
+    let thread: usize;
+    // SAFETY: the first word of the thread control block is its own address (System V ABI, "ELF Handling For
+    // Thread-Local Storage").
+    unsafe { asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, preserves_flags, readonly, pure)) };
+    thread
 }
 
 /// Arms a section: finds the area, names the descriptor (label 3 of the cold part) and starts (label 4).
@@ -191,6 +121,11 @@ pub(super) fn pop(class: usize) -> *mut u8 {
     pop_in(&TABLE, class)
 }
 
+/// As [`pop`], on the slow path, which finds stacks that are hidden, too.
+pub(super) fn pop_slow(class: usize) -> *mut u8 {
+    pop_in(table(), class)
+}
+
 /// As [`pop`], from a class's reserve.
 pub(super) fn pop_reserve(class: usize) -> *mut u8 {
     pop_in(&RESERVES, RESERVE + class)
@@ -228,18 +163,6 @@ fn pop_in(table: &Table, class: usize) -> *mut u8 {
     block
 }
 
-/// What [`pop_above_floor`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AboveFloor {
-    Block(usize),
-    /// Nothing, or the CPU is stopped.
-    Empty,
-    /// What there is must not be taken.
-    Floor,
-    /// Something came between: worth another try.
-    Aborted,
-}
-
 /// Takes the block on top of this CPU's stack, unless the stack would then hold less than its floor.
 ///
 /// ```text
@@ -249,7 +172,7 @@ pub(super) enum AboveFloor {
 /// head.top -= 1                          // commit
 /// ```
 pub(super) fn pop_above_floor(class: usize) -> AboveFloor {
-    let table = &TABLE;
+    let table = table();
     const REFUSED: usize = 1;
     const ABORTED: usize = 2;
     let block: usize;
@@ -291,16 +214,34 @@ pub(super) fn pop_above_floor(class: usize) -> AboveFloor {
 
 /// Puts a block on this CPU's stack; false if the stack is full, the CPU stopped or the section aborted.
 ///
+/// # Safety
+/// `block` is a block of `class` that nobody uses.
+#[inline(always)]
+pub(super) unsafe fn push(class: usize, block: usize) -> bool {
+    // SAFETY: the caller's obligation; a header's second word is its limit.
+    unsafe { push_in::<8>(class, block) }
+}
+
+/// As [`push`], whether pushes are diverted or not.
+///
+/// # Safety
+/// As for [`push`].
+#[inline(always)]
+pub(super) unsafe fn push_observed(class: usize, block: usize) -> bool {
+    // SAFETY: the caller's obligation; the limit in force is beside the floor, in `STOPPED` too.
+    unsafe { push_in::<{ FLOOR * 16 + 8 }>(class, block) }
+}
+
 /// ```text
-/// if head.top >= head.limit: return false
+/// if head.top >= head.limit: return false          // or floor.limit, the one in force: `observed.rs`
 /// head.top[0] = block
 /// head.top += 1                          // commit
 /// ```
 ///
 /// # Safety
-/// `block` is a block of `class` that nobody uses.
+/// As for [`push`]. `LIMIT` bytes behind a header is how far its stack may grow.
 #[inline(always)]
-pub(super) unsafe fn push(class: usize, block: usize) -> bool {
+unsafe fn push_in<const LIMIT: usize>(class: usize, block: usize) -> bool {
     let table = &TABLE;
     // SAFETY: as for `pop`; the entry written lies below the limit, so inside the array and above every entry
     // in use. `STOPPED` has its top at its limit, so it is never written.
@@ -309,7 +250,7 @@ pub(super) unsafe fn push(class: usize, block: usize) -> bool {
             enter!(),
             header!(),
             "mov {c}, qword ptr [{h}]
-             cmp {c}, qword ptr [{h} + 8]
+             cmp {c}, qword ptr [{h} + {limit}]
              jae {miss}
              mov qword ptr [{c}], {block}
              add {c}, 8
@@ -319,6 +260,7 @@ pub(super) unsafe fn push(class: usize, block: usize) -> bool {
             table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
             block = in(reg) block,
+            limit = const LIMIT,
             t = out(reg) _,
             h = out(reg) _,
             c = out(reg) _,
@@ -338,7 +280,7 @@ pub(super) unsafe fn push(class: usize, block: usize) -> bool {
 /// if n > 0: head.top = top               // commit
 /// ```
 pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
-    let table = &TABLE;
+    let table = table();
     if out.is_empty() {
         return 0;
     }
@@ -386,7 +328,7 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
 ///
 /// ```text
 /// top = head.top; n = 0
-/// while n < blocks.len() and top < head.limit:
+/// while n < blocks.len() and top < floor.limit:   // the one in force: `observed.rs`
 ///     *top++ = blocks[n++]
 /// if n > 0: head.top = top               // commit
 /// ```
@@ -394,8 +336,8 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
 /// # Safety
 /// All are blocks of `class` that nobody uses.
 pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
-    // SAFETY: the caller's obligation.
-    unsafe { push_batch_in(&TABLE, class, blocks) }
+    // SAFETY: the caller's obligation; the limit in force is beside the floor, in `STOPPED` too.
+    unsafe { push_batch_in(table(), class, FLOOR * 16 + 8, blocks) }
 }
 
 /// As [`push_batch`], to a class's reserve.
@@ -404,12 +346,14 @@ pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
 /// As for [`push_batch`].
 pub(super) unsafe fn push_reserve(class: usize, blocks: &[usize]) -> usize {
     // SAFETY: the caller's obligation.
-    unsafe { push_batch_in(&RESERVES, RESERVE + class, blocks) }
+    unsafe { push_batch_in(&RESERVES, RESERVE + class, 8, blocks) }
 }
 
+/// `limit` is where the stack's limit lies, from its header.
+///
 /// # Safety
 /// As for [`push_batch`].
-unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize {
+unsafe fn push_batch_in(table: &Table, class: usize, limit: usize, blocks: &[usize]) -> usize {
     if blocks.is_empty() {
         return 0;
     }
@@ -422,7 +366,7 @@ unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize 
             header!(),
             "mov {c}, qword ptr [{h}]
              7:
-             cmp {c}, qword ptr [{h} + 8]
+             cmp {c}, qword ptr [{h} + {limit}]
              jae 8f
              mov {t}, qword ptr [{blocks} + 8*{n}]
              mov qword ptr [{c}], {t}
@@ -439,6 +383,7 @@ unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize 
             off = out(reg) _,
             table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
+            limit = in(reg) limit,
             blocks = in(reg) blocks.as_ptr(),
             len = in(reg) blocks.len(),
             t = out(reg) _,
@@ -464,7 +409,7 @@ unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize 
 ///
 /// The caller holds the lock of the CPU's region, and starts the CPU again.
 pub(super) fn stop_here(cpu: usize) -> bool {
-    stop_here_in(&TABLE, cpu)
+    stop_here_in(table(), cpu)
 }
 
 /// As [`stop_here`], for the reserves of the CPU alone.
@@ -493,58 +438,6 @@ fn stop_here_in(table: &Table, cpu: usize) -> bool {
     true
 }
 
-/// Stops `cpu` from anywhere; false if its threads cannot be fenced, and it is running as before.
-///
-/// The caller holds the lock of the CPU's region, and starts the CPU again.
-pub(super) fn stop(cpu: usize, region: &Region) -> bool {
-    stop_in(&TABLE, cpu, region)
-}
-
-/// As [`stop`], for the reserves of the CPU alone.
-pub(super) fn stop_reserves(cpu: usize, region: &Region) -> bool {
-    stop_in(&RESERVES, cpu, region)
-}
-
-fn stop_in(table: &Table, cpu: usize, region: &Region) -> bool {
-    // Relaxed: the fence orders it before everything that its return promises.
-    table.0[UNREGISTERED + cpu].store(0, Ordering::Relaxed);
-    if sys::fence_cpu(cpu) {
-        return true;
-    }
-    start_in(table, cpu, region);
-    false
-}
-
-/// Lets the threads of `cpu` use its region, for the first time or again.
-pub(super) fn start(cpu: usize, region: &Region) {
-    start_in(&TABLE, cpu, region);
-}
-
-/// As [`start`], for the reserves of the CPU alone.
-pub(super) fn start_reserves(cpu: usize, region: &Region) {
-    start_in(&RESERVES, cpu, region);
-}
-
-fn start_in(table: &Table, cpu: usize, region: &Region) {
-    let distance = (region as *const Region as usize).wrapping_sub(&raw const STOPPED as usize);
-    // Release, paired with the loads of the entry in the sections, which depend on it: whoever finds the
-    // region finds it as the caller left it.
-    table.0[UNREGISTERED + cpu].store(distance, Ordering::Release);
-}
-
-/// Stops `cpu` without seeing to those who are inside a section there: for a test of what the fence is for.
-#[cfg(feature = "debug")]
-pub(super) fn stop_without_fence(cpu: usize) {
-    TABLE.0[UNREGISTERED + cpu].store(0, Ordering::Relaxed);
-}
-
-/// Whether the CPU's stacks can be found, and its reserves.
-#[cfg(feature = "debug")]
-pub(super) fn is_running(cpu: usize) -> (bool, bool) {
-    let running = |table: &Table| table.0[UNREGISTERED + cpu].load(Ordering::Relaxed) != 0;
-    (running(&TABLE), running(&RESERVES))
-}
-
 /// The CPU this thread runs on, as a hint; `None` if the thread has no rseq.
 pub(super) fn cpu() -> Option<usize> {
     let id: i32;
@@ -554,36 +447,4 @@ pub(super) fn cpu() -> Option<usize> {
              options(nostack, preserves_flags, readonly));
     }
     usize::try_from(id).ok().filter(|&cpu| cpu < sys::MAX_CPUS)
-}
-
-/// Chooses the area that all threads use.
-pub(super) fn init() -> Mode {
-    if let Some(libc) = sys::glibc_rseq() {
-        // SAFETY: written once, by the thread that initialises; see the type.
-        unsafe { *DELTA.0.get() = libc - own_offset() };
-        if cpu().is_some() {
-            return Mode::LibcRseq;
-        }
-    } else if register() {
-        return Mode::OwnRseq;
-    }
-    Mode::PerThread
-}
-
-/// Registers this thread's own area unless that was tried before; true if it is registered.
-pub(super) fn register() -> bool {
-    let thread: usize;
-    // SAFETY: the first word of the thread control block is its own address (System V ABI, "ELF Handling For
-    // Thread-Local Storage").
-    unsafe { asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, preserves_flags, readonly, pure)) };
-    let area = thread.wrapping_add_signed(offset()) as *mut u8;
-    // SAFETY: in this mode `offset` leads to our own area of this thread: 64 bytes, aligned to 32, which go
-    // only when the thread does. The word behind the kernel's part is ours.
-    unsafe {
-        let registration = area.offset(REGISTRATION).cast::<u32>();
-        if *registration == 0 {
-            *registration = if sys::register_rseq(NonNull::new_unchecked(area)) { 1 } else { 2 };
-        }
-        *registration == 1
-    }
 }

@@ -6,12 +6,14 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use super::default::{default_domain, reads};
 use super::linked::{Linked, is_plain, retire_linked};
-use super::{Heap, ReadGuard, default_domain, free, read_lock, reads};
+use super::{Heap, ReadGuard, free, read_lock};
 
 /// A value that is read in sections and replaced as a whole.
 ///
-/// Reading is a load. A value that was replaced is dropped after a grace period, by the reclaimer's thread.
+/// Reading is a load. A value that was replaced is dropped after a grace period, by the reclaimer's thread. Replacing
+/// allocates a box for the new value, defers the old one's drop, and may wait as [`retire`](super::retire) does.
 ///
 /// ```
 /// use pcpalloc::rcu::{self, RcuCell};
@@ -27,6 +29,9 @@ use super::{Heap, ReadGuard, default_domain, free, read_lock, reads};
 /// config.update(|old| format!("{old}, revised"));
 /// assert_eq!(config.read(&rcu::read_lock()), "v2, revised");
 /// ```
+#[doc(alias = "ArcSwap")]
+#[doc(alias = "rcu_dereference")]
+#[doc(alias = "rcu_assign_pointer")]
 pub struct RcuCell<T: Send + Sync + 'static> {
     value: AtomicPtr<Linked<T>>,
     _owns: PhantomData<T>,
@@ -47,7 +52,8 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
         unsafe { &(*self.value.load(Ordering::Acquire)).value }
     }
 
-    /// Replaces the value.
+    /// Replaces the value; the old one is dropped when no section is left that may see it.
+    #[doc(alias = "store")]
     pub fn replace(&self, value: T) {
         let new = boxed(value);
         // Release, paired with the acquire in `read`; acquire, for the old value to be dropped.
@@ -56,7 +62,9 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
         unsafe { retire(old) };
     }
 
-    /// Replaces the value by what `f` makes of it; `f` runs again if another writer came first.
+    /// Replaces the value by what `f` makes of it; `f` runs again if another writer came first. It runs inside a section,
+    /// so nothing in it may wait for a grace period.
+    #[doc(alias = "rcu")]
     pub fn update(&self, f: impl Fn(&T) -> T) {
         let guard = read_lock();
         let mut old = self.value.load(Ordering::Acquire);

@@ -5,7 +5,8 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use std::sync::Arc;
 
-use super::core::Core;
+use super::core::{Core, assert_outside};
+use super::default::{default_domain, reads};
 
 /// What keeps a domain's core there for as long as a cookie is.
 pub(super) trait Holder: Send + Sync {
@@ -23,14 +24,14 @@ pub(super) enum CoreRef {
 impl CoreRef {
     fn get(&self) -> &Core {
         match self {
-            CoreRef::Default => super::default_domain(),
+            CoreRef::Default => default_domain(),
             CoreRef::Own(holder) => holder.core(),
         }
     }
 
     fn reads(&self) -> bool {
         match self {
-            CoreRef::Default => super::reads(),
+            CoreRef::Default => reads(),
             CoreRef::Own(holder) => holder.reads(),
         }
     }
@@ -40,7 +41,21 @@ impl CoreRef {
 /// was under way then has ended.
 ///
 /// May be kept, sent to other threads and asked from there. As a future it is ready when it is done; the
-/// reclaimer's thread drives it, and no runtime is needed.
+/// reclaimer's thread drives it, and no runtime is needed. A clone is the same grace period.
+///
+/// ```
+/// use pcpalloc::rcu;
+///
+/// async fn replaced_and_unseen() {
+///     // … unlink something …
+///     rcu::start_poll().await;
+///     // nobody sees it any more
+/// }
+/// # let _ = replaced_and_unseen;
+/// let cookie = rcu::start_poll();
+/// cookie.wait();
+/// assert!(cookie.is_done());
+/// ```
 #[doc(alias = "rcu_gp_oldstate")]
 #[derive(Clone)]
 pub struct Cookie {
@@ -72,13 +87,13 @@ impl Cookie {
         periods.is_done(self.number)
     }
 
-    /// Waits until it is over.
+    /// Waits until it is over, as [`synchronize`](super::synchronize) does.
     ///
     /// # Panics
     /// If the calling thread is inside a section of the same domain, which it would wait for for ever.
     #[doc(alias = "cond_synchronize_rcu")]
     pub fn wait(&self) {
-        super::assert_outside(self.core.reads(), "Cookie::wait");
+        assert_outside(self.core.reads(), "Cookie::wait");
         self.core.get().periods.wait(self.number, false);
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use thread_local::ThreadLocal;
 
 use super::cookie::{Cookie, CoreRef, Holder};
-use super::core::Core;
+use super::core::{Core, assert_outside};
 use super::epoch::Slot;
 use super::reader::{enter, thread_id};
 use super::{Backlog, BlockSource, Heap, RcuHead, RcuReport, RcuStats};
@@ -22,6 +22,20 @@ use crate::ConfigError;
 /// freed are blocks of the one heap. Frees go through a page under a lock rather than per-CPU pages.
 ///
 /// Dropping a domain frees what waits in it, and ends its grace periods: cookies that outlive it are done.
+///
+/// ```
+/// use pcpalloc::rcu::{Domain, Heap};
+///
+/// let domain = Domain::new(Heap);
+/// let section = domain.read_lock();
+/// domain.retire(Box::new(String::from("still being read, as far as is known")));
+/// drop(section);
+/// let report = domain.drain();
+/// # let _ = report;
+/// assert_eq!(domain.stats().pending_pointers, 0);
+/// ```
+#[doc(alias = "srcu_struct")]
+#[doc(alias = "Collector")]
 pub struct Domain<S: BlockSource + 'static = Heap> {
     inner: Arc<Inner<S>>,
 }
@@ -84,7 +98,8 @@ impl<S: BlockSource> Drop for Domain<S> {
     }
 }
 
-/// A read-side critical section of a [`Domain`].
+/// A read-side critical section of a [`Domain`]: ends when it is dropped.
+#[doc(alias = "srcu_read_unlock")]
 #[must_use = "the section ends when the guard is dropped"]
 #[derive(Debug)]
 pub struct DomainGuard<'a> {
@@ -99,16 +114,22 @@ impl Drop for DomainGuard<'_> {
 }
 
 impl<S: BlockSource> Domain<S> {
-    /// A domain whose pages of pointers come from `source`.
+    /// A domain whose pages of pointers come from `source`: [`Heap`] unless there is a reason.
+    #[doc(alias = "init_srcu_struct")]
     pub fn new(source: S) -> Self {
-        super::default_domain();
+        super::default::default_domain();
         let (core, slots, closed) = (Core::new(false), ThreadLocal::new(), AtomicBool::new(false));
         let inner = Arc::new(Inner { core, source, slots, closed });
         super::fork::enlist(&inner.core);
         Domain { inner }
     }
 
-    /// Begins a section. The first call of a thread allocates.
+    /// Begins a section. Costs what [`read_lock`](super::read_lock) does and a look-up of the thread's slot. The first
+    /// call of a thread allocates.
+    ///
+    /// # Panics
+    /// If the thread is inside 65535 sections of the domain already.
+    #[doc(alias = "srcu_read_lock")]
     pub fn read_lock(&self) -> DomainGuard<'_> {
         let slot = self.inner.slot();
         enter(slot, &self.inner.core.periods.numbers);
@@ -116,14 +137,15 @@ impl<S: BlockSource> Domain<S> {
     }
 
     fn assert_may_wait(&self, what: &str) {
-        super::assert_outside(self.inner.reads(), what);
-        super::assert_not_disposing(&self.inner.core, what);
+        assert_outside(self.inner.reads(), what);
+        self.inner.core.assert_not_disposing(what);
     }
 
     /// As [`synchronize`](super::synchronize).
     ///
     /// # Panics
     /// If the thread is inside a section of this domain.
+    #[doc(alias = "synchronize_srcu")]
     pub fn synchronize(&self) {
         self.assert_may_wait("Domain::synchronize");
         self.inner.core.periods.wait(self.inner.core.periods.snap(), false);
@@ -197,7 +219,7 @@ impl<S: BlockSource> Domain<S> {
 
     /// As [`poll_once`](super::poll_once).
     pub fn poll_once(&self) -> usize {
-        super::poll_on(&self.inner.core, &self.inner.source)
+        self.inner.core.poll_once(&self.inner.source)
     }
 
     /// As [`watermarks`](super::watermarks).
@@ -210,7 +232,7 @@ impl<S: BlockSource> Domain<S> {
     /// # Errors
     /// If `low` is above `high`.
     pub fn set_watermarks(&self, backlog: Backlog) -> Result<(), ConfigError> {
-        super::set_backlog(&self.inner.core, backlog)
+        self.inner.core.set_backlog(backlog)
     }
 
     /// As [`set_stall_timeout`](super::set_stall_timeout).
@@ -220,7 +242,7 @@ impl<S: BlockSource> Domain<S> {
 
     /// As [`stats`](super::stats).
     pub fn stats(&self) -> RcuStats {
-        RcuStats::of(&self.inner.core)
+        self.inner.core.stats()
     }
 
     /// Starts the domain's reclaimer, unless it runs. It works until the domain is dropped.

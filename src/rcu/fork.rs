@@ -2,8 +2,8 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::DEFAULT;
 use super::core::Core;
+use super::default::DEFAULT;
 use super::reader::{renew_thread_id, thread_id};
 use crate::lock::Lock;
 

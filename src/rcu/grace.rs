@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::epoch::{Periods, Slot, Slots};
 use super::reader::{barrier_on_all, own_slot};
+use crate::latency::{self, SlowPath};
 use crate::lock::Lock;
 use crate::sys::{self, Message};
 
@@ -159,7 +160,11 @@ impl GracePeriods {
             pause(turn, expedited);
             turn += 1;
         }
-        self.stats.waited[expedited as usize].add(began.elapsed());
+        let took = began.elapsed();
+        self.stats.waited[expedited as usize].add(took);
+        if latency::is_on() {
+            latency::record(SlowPath::GracePeriod, took.as_nanos() as u64);
+        }
     }
 
     /// Around a `fork`: whoever advances has finished.

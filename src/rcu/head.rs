@@ -9,7 +9,17 @@ use crate::list::List;
 
 /// Room in an object for what a deferred free or call has to note: three words.
 ///
-/// Readers may go on reading the object meanwhile, but nobody else may touch its head.
+/// Readers may go on reading the object meanwhile, but nobody else may touch its head. [`free_nolock`](super::free_nolock)
+/// and [`call`](super::call) take one.
+///
+/// ```
+/// use pcpalloc::rcu::RcuHead;
+///
+/// struct Entry { head: RcuHead, value: u64 }
+///
+/// let entry = Entry { head: RcuHead::new(), value: 7 };
+/// assert_eq!(size_of_val(&entry), 32);
+/// ```
 #[doc(alias = "rcu_head")]
 #[derive(Debug)]
 pub struct RcuHead {
@@ -105,6 +115,7 @@ impl Chain {
     /// The head is valid and nobody else's until it is taken; `block` is one of the heap with this layout.
     pub(super) unsafe fn push_free(&self, head: NonNull<RcuHead>, block: NonNull<u8>, layout: Layout) {
         self.bytes.fetch_add(layout.size(), Ordering::Relaxed);
+        crate::observe::deferred(block.as_ptr());
         // SAFETY: the caller's obligation.
         unsafe {
             head.as_ref().what.set(block.as_ptr() as usize);
@@ -120,6 +131,7 @@ impl Chain {
     pub(super) unsafe fn push_noted(&self, note: NonNull<RcuHead>, block: NonNull<u8>, layout: Layout) {
         debug_assert!(block.as_ptr() as usize & NOTED == 0);
         self.bytes.fetch_add(layout.size(), Ordering::Relaxed);
+        crate::observe::deferred(block.as_ptr());
         // SAFETY: the caller's obligation.
         unsafe {
             note.as_ref().what.set(block.as_ptr() as usize | NOTED);

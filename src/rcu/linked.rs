@@ -20,10 +20,13 @@ impl<T> Linked<T> {
 }
 
 /// Whether what a box pointed to needs no more than to be freed: a value without a destructor, in a block of this
-/// heap. (Boxes come from the global allocator, which may be another.)
+/// heap, as long as the value is. (Boxes come from the global allocator, which may be another, or add something to each.)
 #[inline]
 pub(super) fn is_plain<T>(value: NonNull<T>) -> bool {
-    !core::mem::needs_drop::<T>() && size_of::<T>() > 0 && crate::slab::tag_at(value.cast()).is_some()
+    !core::mem::needs_drop::<T>()
+        && size_of::<T>() > 0
+        && crate::slab::tag_at(value.cast()).is_some()
+        && crate::alloc::boxes_are_exact()
 }
 
 /// As [`super::retire`], on any domain.

@@ -22,6 +22,7 @@ use core::marker::PhantomData;
 use core::ptr::null;
 use core::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
 
+use super::default::{DEFAULT, default_domain};
 use super::epoch::{Periods, Slot};
 use crate::sys::{self, ThreadExit};
 
@@ -29,9 +30,9 @@ use crate::sys::{self, ThreadExit};
 /// its slot before it reads.
 static FENCELESS: AtomicBool = AtomicBool::new(false);
 
-/// Registers the process for the barrier, once.
+/// Registers the process for the barrier, once, if the settings allow it.
 pub(super) fn init() {
-    FENCELESS.store(sys::register_process_fence(), Ordering::Relaxed);
+    FENCELESS.store(crate::percpu::may_fence() && sys::register_process_fence(), Ordering::Relaxed);
 }
 
 /// The waiter's side of the readers' missing fence; false if the kernel refused it.
@@ -111,7 +112,7 @@ pub(super) fn own_slot() -> *const Slot {
 
 #[cold]
 fn register() -> &'static Slot {
-    let slot = super::default_domain().periods.slots.take(thread_id());
+    let slot = default_domain().periods.slots.take(thread_id());
     SLOT.set(slot);
     EXIT.arm(slot as *const Slot as *mut c_void);
     slot
@@ -121,6 +122,7 @@ fn register() -> &'static Slot {
 /// is dropped.
 ///
 /// Belongs to the thread that made it (`!Send`); sections nest.
+#[doc(alias = "rcu_read_unlock")]
 #[must_use = "the section ends when the guard is dropped"]
 #[derive(Debug)]
 pub struct ReadGuard {
@@ -134,9 +136,18 @@ pub struct ReadGuard {
 /// read-modify-write (one fence where the kernel has no `membarrier`). May be used in a signal handler once the
 /// thread has called it outside of one; the first call of a thread allocates.
 ///
+/// ```
+/// use pcpalloc::rcu::{self, RcuCell};
+///
+/// let cell = RcuCell::new(7);
+/// let section = rcu::read_lock();
+/// assert_eq!(*cell.read(&section), 7);
+/// ```
+///
 /// # Panics
 /// If the thread is inside 65535 sections already.
 #[doc(alias = "rcu_read_lock")]
+#[doc(alias = "pin")]
 #[inline(always)]
 pub fn read_lock() -> ReadGuard {
     // SAFETY: slots of the default domain live for ever.
@@ -144,7 +155,7 @@ pub fn read_lock() -> ReadGuard {
         Some(slot) => slot,
         None => register(),
     };
-    enter(slot, &super::DEFAULT.periods.numbers);
+    enter(slot, &DEFAULT.periods.numbers);
     ReadGuard { slot, _not_send: PhantomData }
 }
 

@@ -6,15 +6,19 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::BlockSource;
 use super::core::Core;
+use super::default::{DEFAULT, default_domain};
 use super::work::{AGE, Collect, Progress};
+use super::{BlockSource, Heap};
 use crate::sys;
 use crate::zone::MARKS;
 
 /// Destructors and calls of the program run on it, so it is not as small as the work itself would allow; address
 /// space until it is used.
 const STACK: usize = 256 << 10;
+
+/// Bytes of it that have memory from the start: to free takes none when none is left.
+const WARM_STACK: usize = 32 << 10;
 
 /// How long to sleep between looks at the readers.
 const WAIT: Duration = Duration::from_micros(500);
@@ -36,9 +40,9 @@ pub(super) fn allow(allowed: bool) {
 /// Starts the default domain's, unless it runs.
 #[cold]
 pub(super) fn start_default() {
-    let core = super::default_domain();
-    MARKS.set_expediter(|| super::default_domain().expedite());
-    spawn(core, "pcp-rcu", || work(&super::DEFAULT, &super::Heap, || true));
+    let core = default_domain();
+    MARKS.set_expediter(|| default_domain().expedite());
+    spawn(core, "pcp-rcu", || work(&DEFAULT, &Heap, || true));
 }
 
 /// Starts `body` as the reclaimer of `core`, unless it has one. Where no thread can be had, whoever defers helps.
@@ -56,6 +60,7 @@ pub(super) fn spawn(core: &Core, name: &str, body: impl FnOnce() + Send + 'stati
 
 /// Works until `goes_on` says no; a change of its mind is to be announced.
 pub(super) fn work(core: &Core, source: &dyn BlockSource, goes_on: impl Fn() -> bool) {
+    sys::warm_stack::<WARM_STACK>();
     loop {
         // Sequentially consistent, here and below: see `Core::announce`.
         let signal = core.signal.load(Ordering::SeqCst);

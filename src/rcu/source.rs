@@ -12,6 +12,38 @@ use crate::nolock;
 ///
 /// The domain writes to what it gets. An implementation must hand out memory that is valid for the layout and
 /// that nobody else uses until it comes back, exactly as a global allocator must.
+///
+/// ```
+/// use pcpalloc::mempool::Pool;
+/// use pcpalloc::rcu::{BlockSource, Domain};
+/// use std::alloc::Layout;
+/// use std::ptr::NonNull;
+///
+/// /// A domain's own reserve of pages: its frees never go to the system for memory.
+/// struct Reserve(Pool);
+///
+/// impl BlockSource for Reserve {
+///     fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+///         let fits = layout.size() <= self.0.layout().size() && layout.align() <= self.0.layout().align();
+///         if fits { self.0.alloc() } else { None }
+///     }
+///
+///     unsafe fn free_nolock(&self, ptr: NonNull<u8>, _: Layout) {
+///         // SAFETY: from `try_alloc_nolock`, hence from the pool.
+///         unsafe { self.0.free(ptr) }
+///     }
+///
+///     fn may_allocate(&self) -> bool {
+///         false
+///     }
+/// }
+///
+/// let pool = Pool::new(Layout::from_size_align(4096, 4096).unwrap(), 16)?;
+/// let domain = Domain::new(Reserve(pool));
+/// domain.retire(Box::new([0u8; 100]));
+/// domain.barrier();
+/// # Ok::<(), pcpalloc::AllocError>(())
+/// ```
 pub trait BlockSource: Send + Sync {
     /// Memory, if it is to be had without a lock, a system call or a wait.
     fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>>;
@@ -28,7 +60,7 @@ pub trait BlockSource: Send + Sync {
     }
 }
 
-/// The heap's own nolock path.
+/// The heap's own nolock path: where the default domain's pages come from, and most others' should.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heap;
 

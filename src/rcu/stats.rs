@@ -1,11 +1,9 @@
 //! What a domain says of itself.
 
-use core::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::core::Core;
-
-/// How much may wait to be freed, in bytes of blocks.
+/// How much may wait to be freed, in bytes of blocks ([`set_watermarks`](super::set_watermarks)). `low <= high`. The
+/// [module](super) computes what is held back at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
     /// Above this, grace periods are expedited.
@@ -14,7 +12,7 @@ pub struct Backlog {
     pub high: usize,
 }
 
-/// What a drain freed.
+/// What a drain freed ([`drain`](super::drain)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RcuReport {
@@ -24,7 +22,8 @@ pub struct RcuReport {
     pub freed_bytes: usize,
 }
 
-/// How a domain stands.
+/// How a domain stands ([`stats`](super::stats)). Counters count from its start; times are upper bounds within a factor
+/// of two, in whole microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RcuStats {
@@ -65,32 +64,4 @@ pub struct RcuStats {
     pub expedited_wait_median: Duration,
     /// The same of waits that were expedited.
     pub expedited_wait_p99: Duration,
-}
-
-impl RcuStats {
-    pub(super) fn of(core: &Core) -> RcuStats {
-        let (periods, counters) = (&core.periods, &core.counters);
-        let [waited, waited_expedited] = &periods.stats.waited;
-        // Relaxed throughout: statistics.
-        RcuStats {
-            pending_pointers: core.pending_pointers(),
-            pending_bytes: core.pending_bytes(),
-            grace_periods: periods.count(),
-            expedited: periods.stats.expedited.load(Ordering::Relaxed),
-            fallbacks: counters.fallbacks.load(Ordering::Relaxed),
-            chained: counters.chained.load(Ordering::Relaxed),
-            freed: counters.freed.load(Ordering::Relaxed),
-            called: counters.called.load(Ordering::Relaxed),
-            leaked: counters.leaked.load(Ordering::Relaxed),
-            waits: counters.waits.load(Ordering::Relaxed),
-            blocks: core.pool.blocks.load(Ordering::Relaxed),
-            stalls: periods.stats.stalls.load(Ordering::Relaxed),
-            grace_period_median: periods.stats.latency.quantile(0.5),
-            grace_period_p99: periods.stats.latency.quantile(0.99),
-            wait_median: waited.quantile(0.5),
-            wait_p99: waited.quantile(0.99),
-            expedited_wait_median: waited_expedited.quantile(0.5),
-            expedited_wait_p99: waited_expedited.quantile(0.99),
-        }
-    }
 }

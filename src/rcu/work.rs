@@ -15,9 +15,10 @@ use core::task::Waker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::block::{Block, Scratch};
 use super::core::Core;
+use super::defer::Enqueued;
 use super::head::{Queued, RcuHead};
+use super::page::{PointerPage, Scratch};
 use super::reader::thread_id;
 use super::{BlockSource, RcuReport};
 use crate::percpu::{self, Array};
@@ -29,7 +30,7 @@ const QUIET_LOOKS: u32 = 50;
 
 /// The batch that waits for its grace period.
 pub(super) struct Work {
-    blocks: *mut Block,
+    pages: *mut PointerPage,
     chain: *mut RcuHead,
     cookie: u64,
     collected: Option<Instant>,
@@ -41,11 +42,11 @@ unsafe impl Send for Work {}
 
 impl Work {
     pub(super) const fn new() -> Work {
-        Work { blocks: null_mut(), chain: null_mut(), cookie: 0, collected: None, quiet: 0, scratch: Scratch::new() }
+        Work { pages: null_mut(), chain: null_mut(), cookie: 0, collected: None, quiet: 0, scratch: Scratch::new() }
     }
 
     fn is_empty(&self) -> bool {
-        self.blocks.is_null() && self.chain.is_null()
+        self.pages.is_null() && self.chain.is_null()
     }
 }
 
@@ -93,6 +94,16 @@ impl Core {
         Progress::Freed(self.dispose(&mut work, source).freed)
     }
 
+    /// As [`Core::poll`], and helps those along who await; how many objects it freed.
+    pub(super) fn poll_once(&self, source: &dyn BlockSource) -> usize {
+        let progress = self.poll(source, Collect::Aged);
+        self.drive();
+        match progress {
+            Progress::Freed(n) => n,
+            _ => 0,
+        }
+    }
+
     /// Frees everything that was deferred before the call. Returns what it did.
     pub(super) fn drain(&self, source: &dyn BlockSource) -> RcuReport {
         let mut report = RcuReport::default();
@@ -138,14 +149,14 @@ impl Core {
                 self.pool.decay(source);
             }
         }
-        work.blocks = self.queue.take();
+        work.pages = self.queue.take();
         work.chain = self.chain.take();
         work.cookie = 0;
-        let mut block = work.blocks;
-        // SAFETY: the batch's own blocks.
-        while let Some(this) = unsafe { block.as_ref() } {
+        let mut page = work.pages;
+        // SAFETY: the batch's own pages.
+        while let Some(this) = unsafe { page.as_ref() } {
             work.cookie = work.cookie.max(this.cookie);
-            block = this.next;
+            page = this.next;
         }
         if !work.chain.is_null() {
             work.cookie = self.periods.snap();
@@ -163,8 +174,8 @@ impl Core {
                 }
                 any = true;
                 let fresh = self.pool.get(source);
-                // SAFETY: a block from the pool, ours.
-                let array = fresh.map_or(Array::none(), |fresh| unsafe { Block::array(fresh.as_ptr()) });
+                // SAFETY: a page from the pool, ours.
+                let array = fresh.map_or(Array::none(), |fresh| unsafe { PointerPage::array(fresh.as_ptr()) });
                 match percpu::exchange_on(cpu, array, |filled| self.enqueue_array(filled)) {
                     Some(outcome) => {
                         if let Some(outcome) = outcome {
@@ -188,7 +199,7 @@ impl Core {
             let mut current = self.current.lock();
             NonNull::new(core::mem::replace(&mut current.0, null_mut())).map(|filled| self.enqueue(filled))
         };
-        let any = outcome.as_ref().is_some_and(|outcome| matches!(outcome, super::core::Enqueued::Queued));
+        let any = outcome.as_ref().is_some_and(|outcome| matches!(outcome, Enqueued::Queued));
         if let Some(outcome) = outcome {
             self.after_enqueue(outcome, source, true);
         }
@@ -219,10 +230,10 @@ impl Core {
         self.disposing.store(thread_id(), Ordering::Relaxed);
         self.hurry.store(false, Ordering::Relaxed);
         let mut report = RcuReport::default();
-        while let Some(mut block) = NonNull::new(work.blocks) {
+        while let Some(mut first) = NonNull::new(work.pages) {
             // SAFETY: the batch's own, and nobody else refers to it.
-            let page = unsafe { block.as_mut() };
-            work.blocks = page.next;
+            let page = unsafe { first.as_mut() };
+            work.pages = page.next;
             let (len, bytes) = (page.len, page.bytes);
             let mut calls = 0;
             for head in page.free_all(&mut work.scratch) {
@@ -237,7 +248,7 @@ impl Core {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             report.freed += len;
             report.freed_bytes += bytes;
-            self.pool.put(block, source);
+            self.pool.put(first, source);
         }
         while let Some(queued) = self.chain.split_first(&mut work.chain) {
             report.freed += 1;
@@ -337,11 +348,11 @@ impl Core {
         self.disposing.store(0, Ordering::Relaxed);
         let count = |work: &mut Work| {
             let (mut pointers, mut bytes) = (0, 0);
-            for mut block in [work.blocks, self.queue.first()] {
-                // SAFETY: the lock is held, so nobody takes the blocks.
-                while let Some(this) = unsafe { block.as_ref() } {
+            for mut page in [work.pages, self.queue.first()] {
+                // SAFETY: the lock is held, so nobody takes the pages.
+                while let Some(this) = unsafe { page.as_ref() } {
                     (pointers, bytes) = (pointers + this.len, bytes + this.bytes);
-                    block = this.next;
+                    page = this.next;
                 }
             }
             self.pointers.store(pointers, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use core::ptr::null_mut;
 
-use crate::size_class::{Class, PAGE, SLAB_HEADER};
+use crate::size_class::{Class, DESCRIPTOR, PAGE, SLAB_HEADER};
 
 /// The header of a slab. The bitmap follows: a set bit is a block that was handed out once and is free.
 ///
@@ -16,16 +16,30 @@ pub(crate) struct Slab {
     /// Free blocks, carved or not.
     free: u16,
     /// Blocks from this number on have never been handed out.
-    carved: u16,
+    pub(super) carved: u16,
+    /// Bit n: the n-th stretch of the run (`holes.rs`) has been given back to the system. All blocks that reach into it
+    /// are free.
+    pub(super) holes: u16,
     /// No word of the bitmap before this one has a bit set.
-    hint: u16,
-    /// Whether the run had no memory behind it when it became a slab.
-    cold: bool,
-    /// Whether it was given memory in full then.
-    populated: bool,
+    hint: u8,
+    backing: Backing,
 }
 
 const _: () = assert!(size_of::<Slab>() == SLAB_HEADER);
+// `hint` may be one more than the last word's number.
+const _: () = assert!((DESCRIPTOR << 4) / 8 <= u8::MAX as usize);
+
+/// How much memory was behind a run when it became a slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Backing {
+    /// None.
+    Cold,
+    /// Some.
+    Warm,
+    /// It was given memory in full just then.
+    Populated,
+}
 
 /// What was wrong with a block given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +51,12 @@ pub(crate) enum Misuse {
 }
 
 impl Slab {
-    /// Makes a slab of `class`, all blocks free; its run has no memory behind it, or just got it, or some of it has.
+    /// Makes a slab of `class`, all blocks free.
     ///
     /// # Safety
     /// `at` is aligned to 8 and valid for writes of the header and of one bit per block, for as long as
     /// the slab is used.
-    pub(crate) unsafe fn init(at: *mut Slab, class: &Class, cold: bool, populated: bool) {
+    pub(crate) unsafe fn init(at: *mut Slab, class: &Class, backing: Backing) {
         // SAFETY: the caller's obligation; the bitmap follows the header.
         unsafe {
             let words = (class.blocks as usize).div_ceil(64);
@@ -52,9 +66,9 @@ impl Slab {
                 prev: null_mut(),
                 free: class.blocks,
                 carved: 0,
+                holes: 0,
                 hint: 0,
-                cold,
-                populated,
+                backing,
             });
         }
     }
@@ -66,18 +80,40 @@ impl Slab {
         unsafe { &mut *(self as *mut Slab).cast::<u8>().add(SLAB_HEADER).cast::<u64>().add(index) }
     }
 
+    /// Whether a block came back and is free.
+    pub(super) fn is_free(&mut self, block: usize) -> bool {
+        *self.word(block / 64) & 1 << (block % 64) != 0
+    }
+
+    /// Makes a carved block free.
+    pub(super) fn set_free(&mut self, block: usize) {
+        *self.word(block / 64) |= 1 << (block % 64);
+        self.free += 1;
+        self.hint = self.hint.min((block / 64) as u8);
+    }
+
+    /// Makes a block that is free count as handed out.
+    pub(super) fn clear_free(&mut self, block: usize) {
+        *self.word(block / 64) &= !(1 << (block % 64));
+        self.free -= 1;
+    }
+
     pub(crate) fn free_blocks(&self) -> usize {
         self.free as usize
     }
 
     /// Blocks that have no memory behind them yet.
     pub(crate) fn untouched(&self, class: &Class) -> usize {
-        if self.cold { (class.blocks - self.carved) as usize } else { 0 }
+        if self.backing == Backing::Cold { (class.blocks - self.carved) as usize } else { 0 }
     }
 
-    /// Pages from the first one on that have memory behind them, whether they had it before or not.
+    /// Pages from the first one on that have memory behind them, but for holes, whether they had it before or not.
     pub(crate) fn touched_pages(&self, class: &Class) -> usize {
-        if self.populated { class.pages as usize } else { (self.carved as usize * class.size as usize).div_ceil(PAGE) }
+        if self.backing == Backing::Populated {
+            class.pages as usize
+        } else {
+            (self.carved as usize * class.size as usize).div_ceil(PAGE)
+        }
     }
 
     /// Fills `out` with addresses of free blocks, lowest first; returns how many there were.
@@ -100,14 +136,60 @@ impl Slab {
                 index += 1;
             }
         }
-        self.hint = index as u16;
+        self.hint = index as u8;
         while taken < wanted {
             out[taken] = start + self.carved as usize * size;
             self.carved += 1;
             taken += 1;
         }
         self.free -= taken as u16;
+        if self.holes != 0 {
+            self.fill_holes(class, start, &out[..taken]);
+        }
         taken
+    }
+
+    /// Has all blocks looked at as if they had been handed out before, so that [`Slab::take_any`] finds them.
+    pub(crate) fn carve_all(&mut self, class: &Class) {
+        let blocks = class.blocks as usize;
+        for index in self.carved as usize / 64..blocks.div_ceil(64) {
+            let (first, end) = ((self.carved as usize).max(index * 64), blocks.min(index * 64 + 64));
+            *self.word(index) |= (u64::MAX >> (64 - (end - first))) << (first % 64);
+        }
+        self.carved = class.blocks;
+    }
+
+    /// As [`Slab::take`], but any blocks, each free one as likely as the others; `below` draws a number. All have
+    /// been carved.
+    pub(crate) fn take_any(
+        &mut self,
+        class: &Class,
+        start: usize,
+        out: &mut [usize],
+        below: impl Fn(usize) -> usize,
+    ) -> usize {
+        debug_assert_eq!(self.carved, class.blocks);
+        let wanted = out.len().min(self.free as usize);
+        for place in &mut out[..wanted] {
+            let mut skip = below(self.free as usize);
+            let mut index = 0;
+            // As many bits are set as blocks are free, so one is found.
+            while let set = self.word(index).count_ones() as usize
+                && skip >= set
+            {
+                skip -= set;
+                index += 1;
+            }
+            let word = self.word(index);
+            let bit = (0..skip).fold(*word, |bits, _| bits & (bits - 1)).trailing_zeros();
+            *word &= !(1 << bit);
+            self.free -= 1;
+            *place = start + (index * 64 + bit as usize) * class.size as usize;
+        }
+        if self.holes != 0 {
+            self.fill_holes(class, start, &out[..wanted]);
+        }
+        wanted
     }
 
     /// Gives back the block at `offset` bytes from the start of the run.
@@ -117,14 +199,10 @@ impl Slab {
         if block * class.size as usize != offset || block >= self.carved as usize {
             return Err(Misuse::NotABlock);
         }
-        let word = self.word(block / 64);
-        let bit = 1 << (block % 64);
-        if *word & bit != 0 {
+        if self.is_free(block) {
             return Err(Misuse::DoubleFree);
         }
-        *word |= bit;
-        self.free += 1;
-        self.hint = self.hint.min((block / 64) as u16);
+        self.set_free(block);
         Ok(())
     }
 }
@@ -179,7 +257,7 @@ mod tests {
             let slab = memory.as_mut_ptr().cast::<Slab>();
             // SAFETY: as below.
             let slab = unsafe {
-                Slab::init(slab, class, true, false);
+                Slab::init(slab, class, Backing::Cold);
                 &mut *slab
             };
             let mut out = [0; 10];
@@ -199,6 +277,44 @@ mod tests {
         assert!(sets > 100, "{sets}");
     }
 
+    /// Any order, but every block once; and over many slabs each block comes first about equally often.
+    ///
+    /// Red if the number of set bits in front is counted from the next word, or the bit is left set.
+    #[test]
+    fn random_order_is_fair_and_complete() {
+        for class in CLASS.iter().filter(|class| !class.is_run()).step_by(7) {
+            let (start, size, blocks) = (0x10_0000, class.size as usize, class.blocks as usize);
+            let mut memory = memory(class);
+            let slab = memory.as_mut_ptr().cast::<Slab>();
+            let mut first = vec![0; blocks];
+            let mut seed = 1u64;
+            let mut rounds = 0;
+            while rounds < 40 * blocks.min(50) {
+                // SAFETY: as below.
+                let slab = unsafe {
+                    Slab::init(slab, class, Backing::Cold);
+                    &mut *slab
+                };
+                slab.carve_all(class);
+                let mut out = vec![0; blocks + 1];
+                let random = std::cell::Cell::new(seed);
+                let taken = slab.take_any(class, start, &mut out, |n| {
+                    random.set(random.get().wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407));
+                    ((u128::from(random.get()) * n as u128) >> 64) as usize
+                });
+                seed = random.get();
+                assert_eq!((taken, slab.free_blocks()), (blocks, 0));
+                first[(out[0] - start) / size] += 1;
+                let distinct: BTreeSet<usize> = out[..blocks].iter().map(|address| (address - start) / size).collect();
+                assert!(distinct.len() == blocks && *distinct.last().unwrap() == blocks - 1);
+                rounds += 1;
+            }
+            let half: usize = first[..blocks / 2].iter().sum();
+            let expected = rounds * (blocks / 2) / blocks;
+            assert!(half.abs_diff(expected) * 4 < rounds, "{half} of {rounds} in the lower half");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -212,7 +328,7 @@ mod tests {
             let slab = memory.as_mut_ptr().cast::<Slab>();
             // SAFETY: 64 bytes for every page hold the header and the bitmap, as the class tests show.
             let slab = unsafe {
-                Slab::init(slab, class, true, false);
+                Slab::init(slab, class, Backing::Cold);
                 &mut *slab
             };
             let mut free: BTreeSet<usize> = (0..class.blocks as usize).collect();

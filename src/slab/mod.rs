@@ -1,15 +1,23 @@
 //! Blocks of the size classes, cut from runs of pages.
 //!
 //! A [`Slab`] is a run cut into equal blocks, with its header and a bitmap of free blocks in the run's
-//! page descriptors: nothing is ever written into a block that is not in use. [`Central`] keeps the slabs
-//! of one class on one node, and moves blocks in bulk with one hold of its lock. [`transfer`] passes whole
-//! batches from CPU to CPU without touching a slab or a lock.
+//! page descriptors: nothing is ever written into a block that is not in use. A [`central`](central::Central) keeps
+//! the slabs of one class on one node; [`bulk`] moves blocks with one hold of its lock. [`transfer`] passes whole
+//! batches from CPU to CPU without touching a slab or a lock. [`holes`] gives back what is free between blocks in use.
 
 mod bitmap;
+mod bulk;
 mod central;
+mod guard;
+pub(crate) mod holes;
+mod tags;
 pub(crate) mod transfer;
 
 use bitmap::Slab;
 #[cfg(feature = "debug")]
-pub(crate) use central::is_out;
-pub(crate) use central::{NOT_IN_USE, account_run, alloc_bulk, central, class_of_tag, free_bulk, tag_at, tag_of};
+pub(crate) use bulk::is_out;
+pub(crate) use bulk::{account_run, alloc_bulk, free_bulk};
+pub(crate) use central::central;
+#[cfg(feature = "debug")]
+pub(crate) use guard::pages as guard_pages;
+pub(crate) use tags::{MIDDLE, NOT_IN_USE, TWICE, class_of_tag, tag_at, tag_of, zone_of};

@@ -157,7 +157,7 @@ impl Drop for BatchBox {
 }
 
 /// Most bytes of batches in transfer, per CPU of the machine.
-const TRANSFER_BYTES_PER_CPU: usize = 256 << 10;
+pub(crate) const TRANSFER_BYTES_PER_CPU: usize = 256 << 10;
 
 /// Batches on their way, by node and class.
 #[repr(align(64))]
@@ -204,6 +204,12 @@ pub(crate) fn pop(node: usize, class: usize) -> Option<BatchBox> {
     let batch = BatchBox { number: lane.pop(&POOL)? };
     BYTES.fetch_sub(batch.len() * block_size(class), Ordering::Relaxed);
     Some(batch)
+}
+
+/// How often batches came and went: those in transfer, and empty ones.
+#[cfg(feature = "debug")]
+pub(crate) fn changes() -> (u64, u64) {
+    (LANES.as_flattened().iter().map(|lane| lane.0.changes()).sum(), POOL.spare.changes())
 }
 
 /// Gives everything in transfer back to the slabs; returns the bytes.

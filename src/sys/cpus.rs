@@ -1,8 +1,9 @@
 //! Which processors and memory nodes there are, read from `/sys` with a buffer on the stack.
 
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Message, current_cpu};
+use super::{Message, current_cpu, keep_errno};
 
 /// The most processors a kernel can be built for on any architecture (`NR_CPUS`), and so the length of
 /// tables indexed by processor.
@@ -56,7 +57,7 @@ fn ranges(list: &[u8], mut each: impl FnMut(usize, usize)) {
 }
 
 /// The decimal number a slice starts with.
-fn number(digits: &[u8]) -> Option<usize> {
+pub(super) fn number(digits: &[u8]) -> Option<usize> {
     let len = digits.iter().take_while(|b| b.is_ascii_digit()).count();
     let value = digits[..len].iter().fold(0usize, |n, d| n.saturating_mul(10).saturating_add((d - b'0') as usize));
     (len > 0).then_some(value)
@@ -64,7 +65,8 @@ fn number(digits: &[u8]) -> Option<usize> {
 
 /// One more than the highest processor number this machine can ever have; numbers may be sparse.
 ///
-/// Where `/sys` is missing, what `sysconf` and the processor we run on say.
+/// Where `/sys` is missing, what `sysconf`, the processors we may run on and the one that we do run on say. A thread
+/// that comes to others later is served, though not from stacks.
 pub(crate) fn possible_cpus() -> usize {
     let mut buffer = [0; 1024];
     let mut count = 0;
@@ -72,9 +74,28 @@ pub(crate) fn possible_cpus() -> usize {
     if count == 0 {
         // SAFETY: sysconf has no preconditions.
         let configured = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }.max(1) as usize;
-        count = configured.max(current_cpu() + 1);
+        count = configured.max(current_cpu() + 1).max(allowed_cpus());
     }
     count
+}
+
+/// One more than the highest processor number that this thread may run on; 0 if the system does not say.
+fn allowed_cpus() -> usize {
+    const BITS: usize = u64::BITS as usize;
+    let mut set = [0u64; MAX_CPUS / BITS];
+    // SAFETY: the set is valid for the length stated, and its words may have any value.
+    let bytes =
+        keep_errno(|| unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&set), set.as_mut_ptr()) });
+    let known = &set[..(bytes.max(0) as usize / size_of::<u64>()).min(set.len())];
+    known.iter().rposition(|&word| word != 0).map_or(0, |last| (last + 1) * BITS - known[last].leading_zeros() as usize)
+}
+
+/// Calls `each` with every memory node that is online; some have no processors, or none that is.
+pub(crate) fn each_node(mut each: impl FnMut(usize)) {
+    let mut online = [0; 256];
+    ranges(read_file(c"/sys/devices/system/node/online", &mut online), |first, last| {
+        (first..=last.min(MAX_NODES - 1)).for_each(&mut each);
+    });
 }
 
 /// Calls `each` with every pair of a processor and its memory node, unless there is just one node.
@@ -95,6 +116,55 @@ pub(crate) fn each_cpu_of_node(mut each: impl FnMut(usize, usize)) {
             });
         }
     }
+}
+
+/// How far each node that has memory or processors is from `node`, in the kernel's unit of ten for none; `u8::MAX` for
+/// the others, and for all where the kernel says nothing.
+pub(crate) fn node_distances(node: usize) -> [u8; MAX_NODES] {
+    let mut distances = [u8::MAX; MAX_NODES];
+    let mut path = Message::new();
+    path.text("/sys/devices/system/node/node").decimal(node).text("/distance\0");
+    let (mut online, mut list) = ([0; 1024], [0; 4096]);
+    let Ok(path) = CStr::from_bytes_with_nul(path.as_bytes()) else { return distances };
+    // The distances are those of the nodes that are online, in their order.
+    let mut given = read_file(path, &mut list).split(|b| b.is_ascii_whitespace()).filter_map(number);
+    ranges(read_file(c"/sys/devices/system/node/online", &mut online), |first, last| {
+        for node in first..=last {
+            let distance = given.next().map_or(u8::MAX, |distance| distance.min(u8::MAX as usize) as u8);
+            let known = &mut distances[node.min(MAX_NODES - 1)];
+            *known = (*known).min(distance);
+        }
+    });
+    distances
+}
+
+/// The processor this thread runs on and its memory node, by the kernel's word. Costs a system call.
+pub(crate) fn current_cpu_and_node() -> Option<(usize, usize)> {
+    let (mut cpu, mut node) = (0u32, 0u32);
+    // SAFETY: both are valid for the write; the third argument is not used any more. With these the call cannot fail, so
+    // that errno stays as it is, but for sandboxes.
+    let known = super::keep_errno(|| unsafe {
+        libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, core::ptr::null_mut::<libc::c_void>()) == 0
+    });
+    known.then(|| (cpu as usize, (node as usize).min(MAX_NODES - 1)))
+}
+
+/// Whether a node has memory, as the system says when this is first asked; node 0 has where it says nothing.
+pub(crate) fn node_has_memory(node: usize) -> bool {
+    const KNOWN: u32 = 1 << 31;
+    static NODES: AtomicU32 = AtomicU32::new(0);
+    const _: () = assert!(MAX_NODES < 31);
+    // Relaxed: the value is the whole of what is passed on, and whoever finds it missing finds the same.
+    let mut nodes = NODES.load(Ordering::Relaxed);
+    if nodes == 0 {
+        let mut buffer = [0; 256];
+        ranges(read_file(c"/sys/devices/system/node/has_memory", &mut buffer), |first, last| {
+            (first..=last.min(MAX_NODES - 1)).for_each(|node| nodes |= 1 << node);
+        });
+        nodes = KNOWN | if nodes == 0 { 1 } else { nodes };
+        NODES.store(nodes, Ordering::Relaxed);
+    }
+    node < MAX_NODES && nodes & (1 << node) != 0
 }
 
 /// Asks that memory of the range, not touched so far, come from `node`; a preference, never a failure.
@@ -135,5 +205,6 @@ mod tests {
     #[test]
     fn this_machine_has_the_processor_we_run_on() {
         assert!(possible_cpus() > current_cpu());
+        assert!(allowed_cpus() > current_cpu() && allowed_cpus() <= possible_cpus());
     }
 }

@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 
 use super::failures::{Call, refuses};
-use super::{RSEQ_SIGNATURE, addr, round_up};
+use super::ranges::{Range, Ranges};
+use super::{addr, optional, round_up};
 
 /// Runs `f` and puts `errno` back as it was: a program may look at `errno` after it has dropped a value.
 pub(crate) fn keep_errno<R>(f: impl FnOnce() -> R) -> R {
@@ -154,6 +155,58 @@ pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
     !refuses(Call::Release) && advise(start, len, MmapAdvise::MADV_DONTNEED)
 }
 
+/// Names this process to calls that take a descriptor of one (Linux 6.14, uapi `pidfd.h`).
+const PIDFD_SELF_PROCESS: c_int = -10001;
+
+/// What is known of [`releases_at_once`]: 0 nothing, 1 no, 2 yes.
+static AT_ONCE: AtomicU32 = AtomicU32::new(0);
+
+/// Whether [`release_all`] takes one call for all ranges, and one fence of the other CPUs (Linux 6.14). The system is
+/// asked the first time.
+pub(crate) fn releases_at_once() -> bool {
+    // Relaxed: whoever finds 0 gets the same answer.
+    match AT_ONCE.load(Ordering::Relaxed) {
+        0 => {
+            let yes = release_ranges(&[]) == Some(0);
+            AT_ONCE.store(1 + yes as u32, Ordering::Relaxed);
+            yes
+        }
+        known => known == 2,
+    }
+}
+
+/// Has [`releases_at_once`] answer no from now on, without asking.
+pub(crate) fn release_one_by_one() {
+    AT_ONCE.store(1, Ordering::Relaxed);
+}
+
+/// Takes the memory behind ranges away in one call; returns the bytes done.
+fn release_ranges(ranges: &[Range]) -> Option<usize> {
+    // SAFETY: the kernel reads as many ranges as are there, and takes memory from them that callers of this private
+    // function need no more.
+    let done = keep_errno(|| unsafe {
+        let (at, len) = (ranges.as_ptr(), ranges.len());
+        libc::syscall(libc::SYS_process_madvise, PIDFD_SELF_PROCESS, at, len, libc::MADV_DONTNEED, 0)
+    });
+    usize::try_from(done).ok()
+}
+
+/// Takes the memory behind all ranges away; they read as zero afterwards. If it returns false, some may.
+///
+/// # Safety
+/// As for [`release`], of every range.
+pub(crate) unsafe fn release_all<const N: usize>(ranges: &Ranges<N>) -> bool {
+    if refuses(Call::Release) {
+        return false;
+    }
+    (releases_at_once() && release_ranges(ranges.as_slice()) == Some(ranges.bytes()))
+        || ranges.as_slice().iter().all(|range| {
+            // What is added is not null.
+            NonNull::new(range.start as *mut u8)
+                .is_some_and(|start| advise(start, range.len, MmapAdvise::MADV_DONTNEED))
+        })
+}
+
 /// Asks for huge pages in the range (`true`), or asks for none (`false`).
 ///
 /// # Safety
@@ -228,12 +281,19 @@ pub(crate) fn fence_process() -> bool {
 /// As [`futex_wait`], but at most for `timeout`.
 pub(crate) fn futex_wait_for(word: &AtomicU32, expected: u32, timeout: core::time::Duration) {
     let flags = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    let timeout =
-        libc::timespec { tv_sec: timeout.as_secs() as libc::time_t, tv_nsec: timeout.subsec_nanos() as libc::c_long };
+    let timeout = libc::timespec { tv_sec: timeout.as_secs() as _, tv_nsec: timeout.subsec_nanos() as _ };
     keep_errno(|| {
         // SAFETY: the word and the timeout are valid for the call.
         unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), flags, expected, &timeout) }
     });
+}
+
+/// Nanoseconds of a clock that never goes back, and is never 0.
+pub(crate) fn monotonic_nanos() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is valid for the write; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// This thread's id, as the kernel counts them.
@@ -264,37 +324,6 @@ pub(crate) fn current_cpu() -> usize {
     keep_errno(|| unsafe { libc::sched_getcpu() }).max(0) as usize
 }
 
-/// Offset from the thread pointer of the area that glibc (2.35 and later) has registered for every thread.
-///
-/// None where there is no glibc, where it is older, or where it was told not to register
-/// (`GLIBC_TUNABLES=glibc.pthread.rseq=0` leaves a size of 0).
-pub(crate) fn glibc_rseq() -> Option<isize> {
-    // dlsym rather than a weak reference: a weak one would still make the binary ask for GLIBC_2.35.
-    let find = |name: &CStr| {
-        // SAFETY: the name is a C string; the default scope is always valid.
-        NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
-    };
-    let (size, offset) = (find(c"__rseq_size")?, find(c"__rseq_offset")?);
-    // SAFETY: glibc defines them as `const unsigned int` and `const ptrdiff_t`.
-    unsafe {
-        let (size, offset) = (*size.cast::<u32>().as_ref(), *offset.cast::<isize>().as_ref());
-        (size != 0).then_some(offset)
-    }
-}
-
-/// Registers `area` as this thread's rseq area; true if it is registered now.
-///
-/// # Safety
-/// The area is 32 bytes, aligned to 32, this thread's own, and stays valid until the thread has ended.
-pub(crate) unsafe fn register_rseq(area: NonNull<u8>) -> bool {
-    keep_errno(|| {
-        // SAFETY: the caller's obligation.
-        let result = unsafe { libc::syscall(libc::SYS_rseq, area.as_ptr(), 32u32, 0, RSEQ_SIGNATURE) };
-        // SAFETY: errno is valid in every thread. EBUSY: this very area is registered already.
-        result == 0 || unsafe { *libc::__errno_location() } == libc::EBUSY
-    })
-}
-
 /// The value of an environment variable, without a copy.
 pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
     // SAFETY: the name is a C string. The result points into the environment; it is read at once, at the
@@ -322,12 +351,10 @@ pub(crate) fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
 /// much that is. Elsewhere it is added without our doing.
 fn least_stack(attributes: &libc::pthread_attr_t) -> usize {
     type LeastStack = unsafe extern "C" fn(*const libc::pthread_attr_t) -> usize;
-    // SAFETY: the name is a C string and the default scope always valid. What glibc has by this name is a function of
-    // this type, which the standard library calls as well; it reads the attributes.
-    unsafe {
-        let found = libc::dlsym(libc::RTLD_DEFAULT, c"__pthread_get_minstack".as_ptr());
-        core::mem::transmute::<*mut c_void, Option<LeastStack>>(found).map_or(0, |least| least(attributes))
-    }
+    let found = optional!("__pthread_get_minstack");
+    // SAFETY: what glibc has by this name is a function of this type, which the standard library calls as well; it
+    // reads the attributes.
+    unsafe { core::mem::transmute::<*mut c_void, Option<LeastStack>>(found).map_or(0, |least| least(attributes)) }
 }
 
 /// Starts a thread that runs `body`, on a small stack and with all signals blocked; false if none is to be had.
@@ -365,6 +392,12 @@ pub(crate) fn spawn(name: &'static CStr, body: extern "C" fn()) -> bool {
         }
         made
     })
+}
+
+/// Has a function called when the process exits in an orderly way.
+pub(crate) fn at_exit(f: extern "C" fn()) -> bool {
+    // SAFETY: the function is never unloaded (`stay_loaded`).
+    unsafe { libc::atexit(f) == 0 }
 }
 
 /// Runs the three functions around every `fork`, as `pthread_atfork` does.

@@ -78,8 +78,77 @@ pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
     true
 }
 
+pub(crate) unsafe fn release_all<const N: usize>(ranges: &super::Ranges<N>) -> bool {
+    for range in ranges.as_slice() {
+        // SAFETY: the caller's obligation, as in `release`.
+        unsafe { core::ptr::write_bytes(range.start as *mut u8, 0, range.len) };
+    }
+    true
+}
+
+pub(crate) fn releases_at_once() -> bool {
+    true
+}
+
+pub(crate) fn release_one_by_one() {}
+
 pub(crate) unsafe fn advise_huge(_start: NonNull<u8>, _len: usize, _huge: bool) -> bool {
     true
+}
+
+pub(crate) unsafe fn forbid(_start: NonNull<u8>, _len: usize) -> bool {
+    false
+}
+
+pub(crate) unsafe fn permit(_start: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
+pub(crate) fn stack_trace(_frames: &mut [usize]) -> usize {
+    0
+}
+
+/// As `fault.rs` has it; here there is none.
+#[allow(dead_code)]
+pub(crate) struct Fault {
+    pub(crate) address: usize,
+    pub(crate) at: usize,
+    pub(crate) wrote: Option<bool>,
+}
+
+pub(crate) fn has_fault_handler() -> bool {
+    false
+}
+
+pub(crate) fn on_fault(_handler: fn(&Fault)) -> bool {
+    false
+}
+
+pub(crate) fn each_line_of(_path: &core::ffi::CStr, _each: impl FnMut(&[u8]) -> bool) {}
+
+pub(crate) struct Turn;
+
+impl Turn {
+    pub(crate) const fn new() -> Turn {
+        Turn
+    }
+
+    pub(crate) fn take(&self, f: impl FnOnce()) {
+        f();
+    }
+}
+
+pub(crate) unsafe fn guard(_start: NonNull<u8>, _len: usize) -> bool {
+    false
+}
+
+pub(crate) unsafe fn unguard(_start: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
+pub(crate) fn random_key() -> [u64; 2] {
+    use std::hash::{BuildHasher, RandomState};
+    [0, 1].map(|n: u32| RandomState::new().hash_one(n))
 }
 
 pub(crate) fn is_readable(_start: usize) -> bool {
@@ -104,20 +173,53 @@ pub(crate) fn current_cpu() -> usize {
     0
 }
 
+pub(crate) fn monotonic_nanos() -> u64 {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    // Not 0, even at the start.
+    START.get_or_init(std::time::Instant::now).elapsed().as_nanos() as u64 + 1
+}
+
 pub(crate) fn possible_cpus() -> usize {
     1
 }
 
 pub(crate) fn each_cpu_of_node(_each: impl FnMut(usize, usize)) {}
 
-pub(crate) unsafe fn prefer_node(_start: NonNull<u8>, _len: usize, _node: usize) {}
+pub(crate) fn each_node(_each: impl FnMut(usize)) {}
 
-pub(crate) fn glibc_rseq() -> Option<isize> {
+pub(crate) fn node_distances(_node: usize) -> [u8; MAX_NODES] {
+    [u8::MAX; MAX_NODES]
+}
+
+pub(crate) fn current_cpu_and_node() -> Option<(usize, usize)> {
     None
 }
 
-pub(crate) unsafe fn register_rseq(_area: NonNull<u8>) -> bool {
-    false
+pub(crate) fn node_has_memory(node: usize) -> bool {
+    node == 0
+}
+
+pub(crate) unsafe fn prefer_node(_start: NonNull<u8>, _len: usize, _node: usize) {}
+
+pub(crate) const ENOSYS: i32 = 38;
+pub(crate) const EINVAL: i32 = 22;
+pub(crate) const ENOMEM: i32 = 12;
+
+/// As `rseq.rs` has it; here it is always the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code)]
+pub(crate) enum LibcRseq {
+    Absent,
+    Declined,
+    At(isize),
+}
+
+pub(crate) fn libc_rseq() -> LibcRseq {
+    LibcRseq::Absent
+}
+
+pub(crate) fn rseq_aborts() -> bool {
+    true
 }
 
 pub(crate) fn environment(_name: &core::ffi::CStr) -> Option<&'static core::ffi::CStr> {
@@ -134,6 +236,10 @@ pub(crate) fn spawn(_name: &'static core::ffi::CStr, _body: extern "C" fn()) -> 
 
 pub(crate) fn at_fork(_prepare: extern "C" fn(), _parent: extern "C" fn(), _child: extern "C" fn()) -> bool {
     true
+}
+
+pub(crate) fn at_exit(_f: extern "C" fn()) -> bool {
+    false
 }
 
 pub(crate) fn stay_loaded() {}

@@ -7,19 +7,23 @@
 //! Computer Programming 1, §2.5; the kernel's `mm/page_alloc.c`.)
 //!
 //! ```text
-//! take(order):   find the smallest free block of at least `order`, warm ones first
+//! take(order):   find the smallest free block of at least `order`, warm ones first, of its list the lowest in memory
 //!                while it is larger: halve it, put one half back
 //! give(block):   while its buddy is free and of the same order: unlink the buddy, double the block
 //!                put it on its list
 //! ```
 //!
 //! Requests need not be powers of two: [`Buddy::alloc`] takes the block that covers the request and gives
-//! the pages behind it back. A large run that comes back whole is parked for the next request of its length, and
-//! merged when anybody needs it otherwise. Everything here is arithmetic on the tables of [`Pages`]; no system call is
-//! made, and the caller holds the lock.
+//! the pages behind it back, or puts the request together from neighbours that are no buddies. Lists alone would have runs
+//! of odd lengths lie wherever the last one was freed, and what is free between them serve nobody: so of what there is the
+//! lowest in memory is taken, as first fit does (Knuth, ibid.), as far as a bounded number of looks goes. A large run that
+//! comes back whole is parked for the next request of its length, and merged when anybody needs it otherwise. Everything
+//! here is arithmetic on the tables of [`Pages`]; no system call is made, and the caller holds the lock.
 
 use core::ops::Range;
 
+#[cfg(feature = "debug")]
+use super::pages::TAG_GUARD;
 use super::pages::{Pages, TAG_FREE, TAG_NONE, TAG_RUN, TAG_WARM};
 use super::parked::Parked;
 
@@ -117,6 +121,11 @@ impl Buddy {
         core::mem::replace(&mut self.least_warm, self.free_warm)
     }
 
+    /// Whether all that is free and warm has been so since the least was last asked for.
+    pub(crate) fn is_still(&self) -> bool {
+        self.least_warm == self.free_warm
+    }
+
     /// Free blocks of an order.
     pub(crate) fn free_blocks(&self, order: usize) -> u32 {
         self.cold[order].blocks + self.warm[order].blocks
@@ -139,14 +148,12 @@ impl Buddy {
 
     /// Takes `count` pages that start at a multiple of `1 << align`.
     pub(crate) fn alloc(&mut self, count: u32, align: u32, purpose: Purpose) -> Option<Taken> {
+        let order = align.max(count.next_power_of_two().trailing_zeros());
         let page = match self.parked.take(count, align) {
             Some(page) => page,
-            None => {
-                let order = align.max(count.next_power_of_two().trailing_zeros());
-                let page = self.take(order)?;
-                self.give_range(page + count..page + (1 << order));
-                page
-            }
+            // It is small, and aligned to its size most often, so there is no better place to look for.
+            None if matches!(purpose, Purpose::Slab(_)) => self.take_first(count, order)?,
+            None => self.take_warmest(count, order, align)?,
         };
         let end = page + count;
         match purpose {
@@ -162,7 +169,15 @@ impl Buddy {
 
     /// Gives pages back, of which the first `touched` have been written to since they were taken.
     pub(crate) fn free(&mut self, pages: Range<u32>, touched: u32) {
+        self.free_with_holes(pages, touched, 0);
+    }
+
+    /// The same with pages that have lost their memory since: those that bit n of `holes` stands for.
+    pub(crate) fn free_with_holes(&mut self, pages: Range<u32>, touched: u32, holes: u32) {
         self.pages.set_warm(pages.start..pages.start + touched);
+        for hole in (0..u32::BITS).filter(|n| holes >> n & 1 != 0) {
+            self.pages.set_cold(pages.start + hole..pages.start + hole + 1);
+        }
         // The pages of a slab have tags; inside a run of one block there are none.
         if self.pages.tag(pages.end - 1) != TAG_NONE {
             self.pages.set_tags(pages.clone(), TAG_NONE);
@@ -183,11 +198,14 @@ impl Buddy {
         }
     }
 
-    /// Puts parked runs on the lists, merged with what is free around them.
-    pub(crate) fn unpark(&mut self) {
+    /// Puts parked runs on the lists, merged with what is free around them; whether there were any.
+    pub(crate) fn unpark(&mut self) -> bool {
+        let mut any = false;
         while let Some(run) = self.parked.pop() {
             self.give_range(run);
+            any = true;
         }
+        any
     }
 
     /// Makes a run of one block longer where it lies, if the pages behind it are free. Says how many of the new pages have memory behind them.
@@ -250,7 +268,7 @@ impl Buddy {
     /// the caller returns it with [`Buddy::free`]. Looks at the first few of each order, the larger ones first. Says
     /// how many of its pages are warm.
     pub(crate) fn take_partly_warm(&mut self) -> Option<(Range<u32>, u32)> {
-        const LOOKS: usize = 64;
+        const LOOKS: usize = 16;
         for order in (0..ORDERS as u32).rev() {
             let mut page = self.warm[order as usize].head;
             for _ in 0..LOOKS {
@@ -309,34 +327,6 @@ impl Buddy {
 
     fn list(&mut self, order: u32, warm: bool) -> &mut FreeList {
         if warm { &mut self.warm[order as usize] } else { &mut self.cold[order as usize] }
-    }
-
-    /// Takes one block of exactly `order` out of the lists.
-    fn take(&mut self, order: u32) -> Option<u32> {
-        // What is parked has memory behind it, so it comes before blocks that have none.
-        if self.warm[order as usize..].iter().all(|list| list.head == NONE) {
-            self.unpark();
-        }
-        let first = |lists: &[FreeList; ORDERS]| {
-            (order as usize..ORDERS).find(|&o| lists[o].head != NONE).map(|o| (o, lists[o].head))
-        };
-        let (found, mut page) = if self.free_warm < self.reserve {
-            first(&self.cold).or_else(|| first(&self.warm))?
-        } else {
-            first(&self.warm).or_else(|| first(&self.cold))?
-        };
-        self.unlink(page, found as u32);
-        for half in (order..found as u32).rev() {
-            let (low, high) = (page, page + (1 << half));
-            // Keep the lower half, unless only the upper one has memory behind it.
-            let low_warm = self.pages.warm_in(low..high) > 0;
-            let high_warm = self.pages.warm_in(high..high + (1 << half)) > 0;
-            let (keep, other, other_warm) =
-                if high_warm && !low_warm { (high, low, low_warm) } else { (low, high, high_warm) };
-            self.link(other, half, other_warm);
-            page = keep;
-        }
-        Some(page)
     }
 
     /// Gives back any range as the largest aligned blocks that make it up.
@@ -480,8 +470,9 @@ impl Buddy {
             let pages = if tag & TAG_FREE != 0 {
                 1 << self.order_at(page)
             } else {
-                // A slab has its tag on every page.
-                let slab = tag != TAG_RUN && tag != TAG_NONE && !crate::size_class::is_run_class(tag as usize - 1);
+                // A slab has its tag on every page, and a guard page is by itself.
+                let slab = tag == TAG_GUARD
+                    || tag != TAG_RUN && tag != TAG_NONE && !crate::size_class::is_run_class(tag as usize - 1);
                 let pages = if tag == TAG_NONE || slab { 1 } else { self.pages.descriptor(page).pages };
                 if tag != TAG_NONE {
                     each(tag, pages);
@@ -495,5 +486,6 @@ impl Buddy {
     }
 }
 
+mod search;
 #[cfg(test)]
 mod tests;

@@ -4,13 +4,15 @@
 //! | … | header, one page of the system | block … |
 //! ```
 //!
-//! A mapping grows and shrinks by `mremap`, which moves page tables instead of contents. It always reads
-//! as zero where nothing was written.
+//! A mapping grows and shrinks by `mremap`, which moves page tables instead of contents. One that is freed is kept for
+//! a while ([`mapping_cache`]), and the next block may lie in it; it may then be a little longer than the block.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{MARKS, Zone};
+use super::mapping_cache::{self, Origin, Piece};
+use super::{BELL, MARKS, Zone};
+use crate::latency::{self, SlowPath};
 use crate::sys;
 
 /// Bytes in mappings, headers included. Relaxed throughout: a statistic.
@@ -28,14 +30,18 @@ struct Header {
     len: usize,
     /// Bytes usable from the block's address on.
     usable: usize,
+    origin: Origin,
 }
 
 const MAGIC: usize = 0x7063_7061_6c6c_6f63;
+/// As [`MAGIC`], of a block that was freed and whose mapping is kept.
+const FREED: usize = 0x6672_6565_6432_7863;
 
 const FOREIGN: &str = "a pointer that is not from this allocator was freed or resized";
 
-/// The header in front of a block of ours; `None` if the pointer is not one of this module. Any address may be asked
-/// about that lies in no zone: what is there is read only if it can be.
+/// The header in front of a block of ours; `None` if the pointer is not one of this module, and the end of the process if
+/// the block was freed before and its mapping is kept. Any address may be asked about that lies in no zone: what is there
+/// is read only if it can be.
 fn find<'a>(block: NonNull<u8>) -> Option<&'a mut Header> {
     let address = sys::addr(block);
     let at = address.wrapping_sub(sys::page_size());
@@ -45,6 +51,9 @@ fn find<'a>(block: NonNull<u8>) -> Option<&'a mut Header> {
     // SAFETY: the page in front of the block can be read; for a block of ours it holds the header, which
     // nobody else refers to while the caller owns the block.
     let header = unsafe { &mut *(at as *mut Header) };
+    if header.magic == address ^ FREED {
+        sys::die("a block was freed twice", address);
+    }
     (header.magic == address ^ MAGIC).then_some(header)
 }
 
@@ -67,8 +76,68 @@ pub(crate) fn usable_at(block: NonNull<u8>) -> Option<usize> {
     find(block).map(|header| header.usable)
 }
 
-/// A block of `size` bytes aligned to `align`; reads as zero.
-pub(crate) fn alloc(size: usize, align: usize) -> Option<NonNull<u8>> {
+/// A block of `size` bytes aligned to `align`; `zeroed` if it must read as zero.
+pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> Option<NonNull<u8>> {
+    let kept = if align <= sys::page_size() { alloc_kept(size, zeroed) } else { None };
+    kept.or_else(|| alloc_new(size, align, Origin::new()))
+}
+
+/// A block in a mapping that was kept, if there is one.
+fn alloc_kept(size: usize, zeroed: bool) -> Option<NonNull<u8>> {
+    let page = sys::page_size();
+    let usable = sys::round_up(size, page)?;
+    let len = usable.checked_add(page).filter(|&len| len <= isize::MAX as usize)?;
+    let mut piece = mapping_cache::take(len)?;
+    if zeroed {
+        // SAFETY: the piece was taken just now and is nobody else's. What follows adds zeroes.
+        unsafe { zero(piece.start, piece.len.min(len)) };
+    }
+    if piece.len < len {
+        let more = len - piece.len;
+        // SAFETY: the piece is a whole range of one origin and nobody else's; its old address is not used again.
+        let longer = unsafe { if MARKS.admits(more, size) { sys::remap(piece.start, piece.len, len) } else { None } };
+        let Some(start) = longer else {
+            // SAFETY: as above.
+            unsafe { sys::unmap(piece.start, piece.len) };
+            return None;
+        };
+        piece = Piece { start, len, origin: Origin::new() };
+    }
+    // SAFETY: the piece is at least as long as the header's page and the block together.
+    Some(unsafe { begin(piece, usable) })
+}
+
+/// Has the bytes read as zero: by writing them, unless most have no memory behind them, which they need not get then.
+///
+/// # Safety
+/// The range is whole pages of a mapping of the caller's, with nothing in it that is still needed.
+unsafe fn zero(start: NonNull<u8>, len: usize) {
+    // SAFETY: the caller's obligation.
+    unsafe {
+        if sys::resident_bytes(start, len) >= len / 4 * 3 || !sys::release(start, len) {
+            start.as_ptr().write_bytes(0, len);
+        }
+    }
+}
+
+/// A block at the start of a piece, behind its header.
+///
+/// # Safety
+/// The piece is the caller's, and has room for a page and `usable` bytes.
+unsafe fn begin(piece: Piece, usable: usize) -> NonNull<u8> {
+    let Piece { start, len, origin } = piece;
+    // SAFETY: the caller's obligation; a mapping is aligned to pages.
+    unsafe {
+        let block = start.add(sys::page_size());
+        start.cast::<Header>().write(Header { magic: sys::addr(block) ^ MAGIC, start, len, usable, origin });
+        MAPPED.fetch_add(len, Ordering::Relaxed);
+        MAPPINGS.fetch_add(1, Ordering::Relaxed);
+        block
+    }
+}
+
+/// A block in a mapping of its own; reads as zero.
+fn alloc_new(size: usize, align: usize, origin: Origin) -> Option<NonNull<u8>> {
     let page = sys::page_size();
     let usable = sys::round_up(size, page)?;
     let slack = if align > page { align } else { 0 };
@@ -95,11 +164,21 @@ pub(crate) fn alloc(size: usize, align: usize) -> Option<NonNull<u8>> {
             }
         }
         let (start, len) = if cfg!(any(pcpalloc_twin, miri)) { (start, len) } else { (kept, page + usable) };
-        kept.cast::<Header>().write(Header { magic: block ^ MAGIC, start, len, usable });
+        kept.cast::<Header>().write(Header { magic: block ^ MAGIC, start, len, usable, origin });
         MAPPED.fetch_add(len, Ordering::Relaxed);
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
         Some(kept.add(page))
     }
+}
+
+/// A block that reads as zero, with memory from `node` as far as that has any. The mapping is not kept when it is freed.
+pub(crate) fn alloc_on(node: usize, size: usize, align: usize) -> Option<NonNull<u8>> {
+    let block = alloc_new(size, align, Origin::PECULIAR)?;
+    if let Some(len) = sys::round_up(size, sys::page_size()).filter(|&len| len > 0) {
+        // SAFETY: the block was mapped just now, as long as this, and nobody else knows of it.
+        unsafe { sys::prefer_node(block, len, node) };
+    }
+    Some(block)
 }
 
 /// Frees a block.
@@ -111,27 +190,34 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
     unsafe {
         let header = header(block);
         check(header, block, size);
-        let (start, len) = (header.start, header.len);
-        header.magic = 0;
+        let &mut Header { start, len, origin, .. } = header;
+        header.magic = sys::addr(block) ^ FREED;
         MAPPED.fetch_sub(len, Ordering::Relaxed);
         MAPPINGS.fetch_sub(1, Ordering::Relaxed);
-        sys::unmap(start, len);
+        mapping_cache::put(Piece { start, len, origin }, MARKS.mappings_kept());
+        BELL.freed(mapping_cache::bytes());
     }
 }
 
 /// Changes the size of a block; `None` if the system refuses or the block is aligned beyond a page, and the
-/// block is as it was.
+/// block is as it was. Pages that it has grown by read as zero if `zeroed`.
 ///
 /// # Safety
 /// As for [`free`]; after success only the new address is used.
-pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: usize) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn resize(
+    block: NonNull<u8>,
+    align: usize,
+    old: usize,
+    new: usize,
+    zeroed: bool,
+) -> Option<NonNull<u8>> {
     let page = sys::page_size();
     let usable = sys::round_up(new, page)?;
     // SAFETY: the caller's obligation; the mapping is moved as a whole, header first.
     unsafe {
         let header = header(block);
         check(header, block, old);
-        let (start, len) = (header.start, header.len);
+        let (start, mut origin) = (header.start, header.origin);
         if usable == header.usable {
             return Some(block);
         }
@@ -139,19 +225,39 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: u
         if align > page || sys::addr(start) + page != sys::addr(block) || usable > isize::MAX as usize - page {
             return None;
         }
-        if usable > header.usable && !MARKS.admits(usable - header.usable, new) {
+        let wanted = usable + page;
+        if wanted > header.len {
+            // What is kept right behind it, as far as that goes, is the block's first: then there is less to be had from
+            // the system, and nothing in the way.
+            let more = mapping_cache::take_behind(sys::addr(start) + header.len, origin, wanted - header.len);
+            header.len += more;
+            MAPPED.fetch_add(more, Ordering::Relaxed);
+        }
+        let had = header.len;
+        let (used, reused) = (header.usable, usable.min(had - page));
+        if zeroed && used < reused {
+            zero(block.add(used), reused - used);
+        }
+        if usable > used && wanted <= had {
+            header.usable = usable;
+            return Some(block);
+        }
+        if wanted > had && !MARKS.admits(wanted - had, new) {
             return None;
         }
-        let had = header.usable;
-        let start = sys::remap(start, len, usable + page)?;
-        let block = start.add(page);
-        if usable > had {
-            populate_ahead(block.add(had), usable - had);
+        let start = sys::remap(start, had, wanted)?;
+        if wanted > had {
+            populate_ahead(start.add(had), wanted - had);
         }
+        // It may have moved, and what was behind it is not any more.
+        if origin != Origin::PECULIAR {
+            origin = Origin::new();
+        }
+        let block = start.add(page);
         let magic = sys::addr(block) ^ MAGIC;
-        start.cast::<Header>().write(Header { magic, start, len: usable + page, usable });
-        MAPPED.fetch_add(usable + page, Ordering::Relaxed);
-        MAPPED.fetch_sub(len, Ordering::Relaxed);
+        start.cast::<Header>().write(Header { magic, start, len: wanted, usable, origin });
+        MAPPED.fetch_add(wanted, Ordering::Relaxed);
+        MAPPED.fetch_sub(had, Ordering::Relaxed);
         Some(block)
     }
 }
@@ -165,6 +271,7 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, align: usize, old: usize, new: u
 unsafe fn populate_ahead(start: NonNull<u8>, len: usize) {
     let quarter = (len / 4) & !(sys::page_size() - 1);
     if quarter > 0 && !MARKS.is_limited() {
+        let _timer = latency::start(SlowPath::Advise);
         // SAFETY: the caller's obligation; both are multiples of a page. A refusal is harmless.
         unsafe { sys::populate(start, quarter) };
     }

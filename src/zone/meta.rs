@@ -50,6 +50,12 @@ impl Meta {
         if acquire { self.chunk.acquire() } else { self.chunk.release() }
     }
 
+    /// What has happened to the lock.
+    #[cfg(feature = "debug")]
+    pub(crate) fn lock_counts(&self) -> crate::lock::counted::LockCounts {
+        self.chunk.counts()
+    }
+
     /// Bytes that are resident, by estimate: most of a large allocation is never touched.
     pub(crate) fn resident_estimate(&self) -> usize {
         let chunk = self.chunk.lock();

@@ -3,28 +3,35 @@
 //! A [`Zone`] is one aligned reservation on one memory node, with a [`buddy`] allocator over its pages and
 //! their descriptors at its start. The zone of an address is a mask away, the descriptor a shift and an
 //! add more. A [`node`] is a list of zones, and where the layers above ask for a [`Run`].
-//! Requests beyond [`RUN_MAX`] are [`mapping`]s of their own. [`meta`] is memory for bookkeeping that is
+//! Requests beyond [`RUN_MAX`] are [`mapping`]s of their own, kept for a while when they are freed. [`meta`] is memory for bookkeeping that is
 //! never given back.
 
+mod bell;
 mod buddy;
+mod counters;
 mod marks;
 mod meta;
 mod node;
 mod pages;
 mod parked;
 mod reservation;
+mod shadow;
 
 pub(crate) mod mapping;
+pub(crate) mod mapping_cache;
 
+pub(crate) use bell::BELL;
 pub(crate) use buddy::{MAX_ORDER, Purpose};
-pub(crate) use marks::{COUNTERS, MARKS, free_resident, resident};
+pub(crate) use counters::COUNTERS;
+pub(crate) use marks::{HOLES, MARKS, free_in_zones, free_resident, resident};
 pub(crate) use meta::META;
-pub(crate) use node::{Run, nodes, note_node, pages_for, release};
+pub(crate) use node::{Run, nodes, nodes_from, note_distances, note_node, pages_for, release, release_from_zones};
 #[cfg(test)]
 pub(crate) use pages::Descriptor;
-pub(crate) use pages::TAG_RUN;
+pub(crate) use pages::{TAG_GUARD, TAG_RUN};
 pub use reservation::HugePages;
 pub(crate) use reservation::Zone;
+pub(crate) use shadow::{FILLED, LIVE};
 
 use crate::size_class::PAGE;
 

@@ -2,11 +2,15 @@
 
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
+use super::bell::BELL;
 use super::buddy::{MAX_ORDER, ORDERS, Purpose};
-use super::marks::{COUNTERS, MARKS};
+use super::counters::COUNTERS;
+use super::mapping_cache;
+use super::marks::MARKS;
 use super::reservation::Zone;
+use crate::latency::{self, SlowPath};
 use crate::lock::Lock;
 use crate::size_class::{PAGE, PAGE_SHIFT};
 use crate::sys;
@@ -20,6 +24,32 @@ static COUNT: AtomicUsize = AtomicUsize::new(1);
 /// Makes node numbers up to `highest` known.
 pub(crate) fn note_node(highest: usize) {
     COUNT.fetch_max((highest + 1).min(sys::MAX_NODES), Ordering::Relaxed);
+}
+
+/// For each node all nodes, the nearest first. Relaxed: as for `COUNT`.
+static NEAREST: [[AtomicU8; sys::MAX_NODES]; sys::MAX_NODES] =
+    [const { [const { AtomicU8::new(0) }; sys::MAX_NODES] }; sys::MAX_NODES];
+
+/// Learns how far the nodes are from each other. Called once, when all are known.
+pub(crate) fn note_distances() {
+    let count = nodes().len();
+    for (node, nearest) in NEAREST.iter().enumerate().take(count) {
+        let distances = if count > 1 { sys::node_distances(node) } else { [0; sys::MAX_NODES] };
+        let mut order: [u8; sys::MAX_NODES] = core::array::from_fn(|n| n as u8);
+        // Itself, then by distance, and nodes that are as far by their numbers from its own on, so that not all turn to
+        // the same.
+        order[..count].sort_unstable_by_key(|&other| {
+            let other = other as usize;
+            (other != node, distances[other], (other + count - node) % count)
+        });
+        order[..count].iter().zip(nearest).for_each(|(&other, entry)| entry.store(other, Ordering::Relaxed));
+    }
+}
+
+/// All nodes, `node` itself first and then the nearest: where to ask for memory when a node gives none.
+pub(crate) fn nodes_from(node: usize) -> impl Iterator<Item = usize> {
+    let order = &NEAREST.get(node).unwrap_or(&NEAREST[0])[..nodes().len()];
+    order.iter().map(|other| other.load(Ordering::Relaxed) as usize)
 }
 
 /// The machine's nodes.
@@ -83,6 +113,7 @@ impl Node {
         }
         loop {
             if let Some(run) = self.alloc_free(pages, align, order, purpose) {
+                sys::tools::open(run.address().as_ptr(), (pages as usize) << PAGE_SHIFT);
                 if run.warm < pages && MARKS.is_limited() && !MARKS.admits(0, (pages as usize) << PAGE_SHIFT) {
                     run.zone.free(run.page, pages, 0);
                     return None;
@@ -157,6 +188,11 @@ impl Zone {
         (self.with_buddy(|buddy| buddy.take_least_warm()) as usize) << PAGE_SHIFT
     }
 
+    /// Whether all of its free memory has been free since [`Zone::take_surplus`] was last asked.
+    pub(crate) fn is_still(&self) -> bool {
+        self.with_buddy(|buddy| buddy.is_still())
+    }
+
     /// Gives memory to free blocks that have none or too little, until `bytes` are had; returns the bytes.
     pub(crate) fn populate_free(&self, bytes: usize) -> usize {
         let mut populated = self.populate_partly_warm(bytes);
@@ -191,8 +227,10 @@ impl Zone {
     /// the bytes it got, or `None` if the system refuses.
     fn populate_block(&self, block: Range<u32>, warm: u32) -> Option<usize> {
         let pages = block.end - block.start;
+        let timer = latency::start(SlowPath::Advise);
         // SAFETY: the block is committed, free, and out of the buddy, so it is ours.
         let done = unsafe { sys::populate(self.address_of(block.start), (pages as usize) << PAGE_SHIFT) };
+        drop(timer);
         self.populate_descriptors(&block);
         self.with_buddy(|buddy| buddy.free(block, if done { pages } else { 0 }));
         let more = ((pages - warm) as usize) << PAGE_SHIFT;
@@ -205,6 +243,7 @@ impl Zone {
     /// Gives memory to a run that the caller holds and that has none; false if the system refuses.
     pub(crate) fn populate_run(&self, page: u32, pages: u32) -> bool {
         let len = (pages as usize) << PAGE_SHIFT;
+        let _timer = latency::start(SlowPath::Advise);
         // SAFETY: the run is committed and the caller's. (Where the system's pages are larger, a run need not be whole
         // ones; then it is left to be faulted in.)
         len.is_multiple_of(sys::page_size()) && unsafe { sys::populate(self.address_of(page), len) }
@@ -233,8 +272,10 @@ impl Zone {
         {
             let warm = warm as usize;
             let len = ((block.end - block.start) as usize) << PAGE_SHIFT;
+            let timer = latency::start(SlowPath::Advise);
             // SAFETY: the block is committed, free, and out of the buddy, so nobody has a use for it.
             let cold = unsafe { sys::release(self.address_of(block.start), len) };
+            drop(timer);
             if cold {
                 self.release_descriptors(&block);
             }
@@ -273,7 +314,17 @@ impl Zone {
             buddy.free(page..page + pages, touched);
             buddy.free_warm_pages()
         });
-        MARKS.freed((warm as usize) << PAGE_SHIFT);
+        BELL.freed((warm as usize) << PAGE_SHIFT);
+    }
+
+    /// Gives the run of a slab back, of which the first `touched` pages have been written to; those that bit n of
+    /// `holes` stands for have no memory behind them since.
+    pub(crate) fn free_slab(&self, page: u32, pages: u32, touched: u32, holes: u32) {
+        let warm = self.with_buddy(|buddy| {
+            buddy.free_with_holes(page..page + pages, touched, holes);
+            buddy.free_warm_pages()
+        });
+        BELL.freed((warm as usize) << PAGE_SHIFT);
     }
 
     /// Gives a run of one block back, all of it written to; false, and nothing is done, if it has another length.
@@ -286,7 +337,7 @@ impl Zone {
             Some(buddy.free_warm_pages())
         });
         if let Some(warm) = warm {
-            MARKS.freed((warm as usize) << PAGE_SHIFT);
+            BELL.freed((warm as usize) << PAGE_SHIFT);
         }
         warm.is_some()
     }
@@ -306,8 +357,14 @@ impl Zone {
     }
 }
 
-/// Gives `bytes` of free memory back to the system, if there are as many; returns how many there were.
+/// Gives `bytes` of free memory back to the system, mappings first, if there are as many; returns how many there were.
 pub(crate) fn release(bytes: usize) -> usize {
+    let released = mapping_cache::release(bytes);
+    released + release_from_zones(bytes.saturating_sub(released))
+}
+
+/// As [`release`], from zones alone.
+pub(crate) fn release_from_zones(bytes: usize) -> usize {
     let mut released = 0;
     for zone in nodes().iter().flat_map(|node| node.zones()) {
         if released < bytes {

@@ -24,6 +24,8 @@ const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR);
 pub(crate) const TAG_NONE: u8 = 0;
 /// Tag of the first page of a run larger than any class.
 pub(crate) const TAG_RUN: u8 = 0x7f;
+/// Tag of a page behind a slab that nobody can touch.
+pub(crate) const TAG_GUARD: u8 = 0x7e;
 /// Tag of the first page of a free block, with its order and [`TAG_WARM`].
 pub(crate) const TAG_FREE: u8 = 0x80;
 /// In a free block's tag: some page of it has memory behind it.

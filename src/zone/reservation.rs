@@ -13,11 +13,15 @@ use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use super::bell::BELL;
 use super::buddy::{Buddy, MAX_ORDER, Purpose, Taken};
-use super::marks::{COUNTERS, MARKS};
+use super::counters::COUNTERS;
+use super::marks::MARKS;
 #[cfg(feature = "capi")]
 use super::pages::TAG_NONE;
 use super::pages::{Descriptor, Pages};
+use super::shadow;
+use crate::latency::{self, SlowPath};
 use crate::lock::Lock;
 use crate::size_class::{DESCRIPTOR, PAGE, PAGE_SHIFT};
 use crate::sys;
@@ -212,7 +216,18 @@ impl Zone {
 
     /// The tables at the start of the zone.
     pub(crate) fn metadata(&self) -> (NonNull<u8>, usize) {
-        (self.address_of(0), DESCRIPTORS_AT + self.pages as usize * DESCRIPTOR)
+        (self.address_of(0), Zone::tables(self.pages))
+    }
+
+    /// Bytes of the tables of a zone of so many pages.
+    fn tables(pages: u32) -> usize {
+        DESCRIPTORS_AT + pages as usize * (DESCRIPTOR + shadow::per_page())
+    }
+
+    /// Where the table of a hardened heap's blocks starts: behind the descriptors.
+    #[inline]
+    pub(super) fn shadow_base(&self) -> usize {
+        self.base() + DESCRIPTORS_AT + self.pages as usize * DESCRIPTOR
     }
 
     /// Locks or unlocks for `fork`.
@@ -228,6 +243,7 @@ impl Zone {
 
     /// Reserves a zone on `node` that can serve a block of `order`; the largest the system allows.
     pub(super) fn reserve(node: usize, order: u32) -> Option<&'static Zone> {
+        let _timer = latency::start(SlowPath::Grow);
         let mut size = ZONE_SIZE;
         loop {
             if let Some(base) = sys::reserve(size, ZONE_SIZE) {
@@ -252,7 +268,7 @@ impl Zone {
             return None;
         }
         let pages = (size / PAGE) as u32;
-        let tables = DESCRIPTORS_AT + pages as usize * DESCRIPTOR;
+        let tables = Zone::tables(pages);
         let first = tables.div_ceil(PAGE) as u32;
         // Room for one block of the order asked for, behind what the tables leave of their chunk.
         let start = sys::round_up(tables, PAGE << order)?;
@@ -334,6 +350,7 @@ impl Zone {
 
     /// The lock of `growth` is held.
     fn commit_more(&self) -> bool {
+        let _timer = latency::start(SlowPath::Grow);
         let committed = self.committed_bytes();
         let reserved = self.pages as usize * PAGE;
         let step = (committed / 8 / CHUNK * CHUNK).clamp(CHUNK, GROWTH_MAX).min(reserved - committed);
@@ -348,16 +365,21 @@ impl Zone {
         // SAFETY: the range was committed just now and belongs to the zone.
         unsafe { advise(self.address_of(range.start), step, super::resident()) };
         self.with_buddy(|buddy| buddy.add(range));
-        MARKS.grew();
+        BELL.grew();
         true
     }
 }
 
 #[cfg(feature = "debug")]
 impl Zone {
+    /// What has happened to the locks of the buddy and of growth.
+    pub(crate) fn lock_counts(&self) -> [crate::lock::counted::LockCounts; 2] {
+        [self.buddy.counts(), self.growth.counts()]
+    }
+
     /// Whether the zone's tables agree with each other; calls `each` with the tag and length of everything held.
     pub(crate) fn check(&self, walk: bool, each: impl FnMut(u8, u32)) -> Result<(), &'static str> {
-        let tables = DESCRIPTORS_AT + self.pages as usize * DESCRIPTOR;
+        let tables = Zone::tables(self.pages);
         let first = tables.div_ceil(PAGE) as u32;
         let committed = self.committed.load(Ordering::Relaxed);
         if committed > self.pages {

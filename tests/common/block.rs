@@ -29,6 +29,23 @@ pub fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).expect("size and alignment make a layout")
 }
 
+/// A block aligned to 8, as a pointer, for programs that misuse it.
+#[inline(never)]
+pub fn take(size: usize) -> *mut u8 {
+    // SAFETY: no test asks for a size of 0.
+    let block = unsafe { HEAP.alloc(layout(size, 8)) };
+    assert!(!block.is_null());
+    block
+}
+
+/// Frees what [`take`] gave, or what is a mistake: then in a process that is there for it, and ends.
+#[inline(never)]
+pub fn free(block: *mut u8, size: usize) {
+    // SAFETY: a block that was taken with this size; where it is none, that the heap has defined answers is what the test
+    // is to show, and nothing else in the process depends on them.
+    unsafe { HEAP.dealloc(block, layout(size, 8)) }
+}
+
 /// A block of the heap, full of bytes that follow from its seed.
 ///
 /// Two blocks that overlap, and a block that lost or swapped bytes when it was moved, differ from what they should

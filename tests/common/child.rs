@@ -8,14 +8,17 @@
 //! }
 //! ```
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::{UnwindSafe, catch_unwind};
 use std::process::{Command, ExitStatus};
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Refusal};
+use super::namespace::{self, Mount};
 
 const ARGUMENT: &str = "PCPALLOC_TEST_CHILD";
+/// What to start this program by, where the kernel does not do so by itself: an emulator and its arguments.
+const RUNNER: &str = "PCPALLOC_TEST_RUNNER";
 /// Last line of a child that came to its end, so that one that did nothing is not taken for one that succeeded.
 const COMPLETED: &str = "completed: yes";
 /// Seconds after which a child is taken to hang; the kernel then ends it by SIGALRM.
@@ -46,9 +49,18 @@ pub struct Child {
 impl Child {
     /// This program once more, to run the [`body`] of `test` with `argument`.
     pub fn new(test: &str, argument: &str) -> Child {
-        let mut command = Command::new(std::env::current_exe().expect("the program knows its path"));
+        let program = std::env::current_exe().expect("the program knows its path");
+        let mut command = match std::env::var(RUNNER) {
+            Ok(runner) => {
+                let mut words = runner.split_whitespace();
+                let mut command = Command::new(words.next().expect("an emulator"));
+                command.args(words).arg(program);
+                command
+            }
+            Err(_) => Command::new(program),
+        };
         command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(ARGUMENT, format!("{test} {argument}"));
-        limit(&mut command, libc::RLIMIT_CORE, 0);
+        limit(&mut command, libc::RLIMIT_CORE as libc::c_int, 0);
         // SAFETY: alarm is a system call without preconditions.
         unsafe {
             command.pre_exec(|| {
@@ -73,7 +85,30 @@ impl Child {
 
     /// Gives it this many bytes of address space, from its first instruction on.
     pub fn address_space(mut self, bytes: usize) -> Self {
-        limit(&mut self.command, libc::RLIMIT_AS, bytes);
+        limit(&mut self.command, libc::RLIMIT_AS as libc::c_int, bytes);
+        self
+    }
+
+    /// Gives it this many bytes of private memory that it may write to, which is what strict overcommit counts.
+    pub fn data(mut self, bytes: usize) -> Self {
+        limit(&mut self.command, libc::RLIMIT_DATA as libc::c_int, bytes);
+        self
+    }
+
+    /// Has these system calls refused.
+    pub fn refuse(mut self, refusals: impl IntoIterator<Item = Refusal>) -> Self {
+        for refusal in refusals {
+            // SAFETY: `install` makes two system calls and allocates nothing.
+            unsafe { self.command.pre_exec(move || refusal.install()) };
+        }
+        self
+    }
+
+    /// Has it see something else where these files are; see [`namespace::is_possible`](super::namespace::is_possible).
+    pub fn mount(mut self, mounts: impl IntoIterator<Item = Mount>) -> Self {
+        let mounts: Vec<Mount> = mounts.into_iter().collect();
+        // SAFETY: `enter` makes system calls only and allocates nothing.
+        unsafe { self.command.pre_exec(move || namespace::enter(&mounts)) };
         self
     }
 
@@ -91,12 +126,12 @@ impl Child {
     }
 }
 
-fn limit(command: &mut Command, resource: libc::__rlimit_resource_t, value: usize) {
+fn limit(command: &mut Command, resource: libc::c_int, value: usize) {
     let value = value as libc::rlim_t;
     let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: setrlimit is a system call that reads the limit, which the closure owns.
     unsafe {
-        command.pre_exec(move || match libc::setrlimit(resource, &limit) {
+        command.pre_exec(move || match libc::setrlimit(resource as _, &limit) {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         })
@@ -104,11 +139,21 @@ fn limit(command: &mut Command, resource: libc::__rlimit_resource_t, value: usiz
 }
 
 /// How a child ended and what it said.
-#[derive(Debug)]
 pub struct Outcome {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
+}
+
+/// For people: what the child said is text of several lines.
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.status)?;
+        for (stream, text) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            text.lines().filter(|line| !line.is_empty()).try_for_each(|line| writeln!(f, "  {stream}: {line}"))?;
+        }
+        Ok(())
+    }
 }
 
 impl Outcome {

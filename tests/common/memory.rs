@@ -1,10 +1,23 @@
 //! What the kernel says of this process's memory.
 
 use std::io::Read;
+use std::time::{Duration, Instant};
 
 /// Bytes resident, exactly: `smaps_rollup` counts pages, where `statm` adds up per-CPU counters that may lag.
 pub fn resident() -> usize {
     field("Rss:")
+}
+
+/// Waits until less than so much is resident, a minute at most; how long, and what is.
+pub fn resident_below(bytes: usize) -> (Duration, usize) {
+    let began = Instant::now();
+    loop {
+        let (time, now) = (began.elapsed(), resident());
+        if now < bytes || time > Duration::from_secs(60) {
+            return (time, now);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Bytes of anonymous memory.

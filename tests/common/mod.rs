@@ -9,10 +9,12 @@
 #![allow(dead_code)]
 
 pub mod block;
+pub mod cgroup;
 pub mod child;
 pub mod kernel;
 pub mod memory;
 pub mod model;
+pub mod namespace;
 pub mod workload;
 
 pub use block::Block;

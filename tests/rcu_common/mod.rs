@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use pcpalloc::PcpAlloc;
 
-/// How much longer than usual to run: `PCPALLOC_TEST_SCALE`, 1 unless set.
-pub fn scale() -> usize {
-    std::env::var("PCPALLOC_TEST_SCALE").ok().and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
+/// `rounds` times `PCPALLOC_TEST_SCALE`, at least 1; fractions are allowed.
+pub fn scaled(rounds: usize) -> usize {
+    let scale = std::env::var("PCPALLOC_TEST_SCALE").ok().and_then(|n| n.parse::<f64>().ok()).unwrap_or(1.0);
+    ((rounds as f64 * scale) as usize).max(1)
 }
 
 /// One test of a binary at a time, where they look at counters of the whole process.
@@ -98,7 +99,7 @@ impl Watchdog {
         let done = Arc::new(AtomicBool::new(false));
         let seen = done.clone();
         std::thread::spawn(move || {
-            for _ in 0..6000 * scale() {
+            for _ in 0..scaled(6000).max(6000) {
                 std::thread::sleep(Duration::from_millis(100));
                 if seen.load(Ordering::Relaxed) {
                     return;

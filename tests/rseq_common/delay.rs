@@ -2,19 +2,20 @@
 //! jump to the copy where it was. The descriptor is made to name the copy, so the kernel guards that instead.
 //!
 //! ```text
-//! lea  t, descriptor          copy: mov fs:[off + 8], t      # armed again, so that the jump need not be guarded
-//! mov  fs:[off + 8], t        start: pause …
-//! jmp  copy        ───────►          first instruction
-//!      …                             pause …
-//!                                    …
-//!                                    commit
-//! end:             ◄───────   end:   jmp end
+//! load the descriptor's address   copy:  store it             # armed again, so that the jump need not be guarded
+//! store it                        start: pause …
+//! jump to copy     ───────►              first instruction
+//!      …                                 pause …
+//!                                        …
+//!                                        commit
+//! end:             ◄───────       end:   jump to end
 //! ```
 //!
-//! A `pause` changes no register and no flag, and takes 20 to 50 ns. To be done while one thread runs.
+//! A pause changes no register and no flag, and takes tens of nanoseconds. To be done while one thread runs.
 
 use std::sync::atomic::Ordering;
 
+use super::arch::{JUMP_LEN, PAUSE, jump_to, publish, retarget};
 use super::{Section, make_writable};
 
 /// What is done to a section besides.
@@ -25,9 +26,6 @@ pub struct Fault {
     /// Whether it reaches beyond its commit.
     pub long: bool,
 }
-
-const PAUSE: [u8; 2] = [0xf3, 0x90];
-const JUMP: u8 = 0xe9;
 
 /// Memory for code, near enough to the program's for a jump.
 struct Code {
@@ -52,13 +50,6 @@ impl Code {
     fn here(&self) -> usize {
         self.start + self.bytes.len()
     }
-
-    /// Adds a jump: the opcode's bytes and the distance from behind it.
-    fn jump(&mut self, opcode: &[u8], target: usize) {
-        self.bytes.extend_from_slice(opcode);
-        let distance = target as isize - (self.here() + 4) as isize;
-        self.bytes.extend_from_slice(&i32::try_from(distance).expect("near enough").to_le_bytes());
-    }
 }
 
 /// Has the section pause before its instructions, `pauses` times before the first and so on.
@@ -77,35 +68,38 @@ pub fn slow_down(section: &Section, pauses: impl Fn(usize) -> usize, fault: Faul
         (0..pauses(number)).for_each(|_| code.bytes.extend_from_slice(&PAUSE));
         match instruction.jump {
             None => code.bytes.extend_from_slice(original(instruction.at, instruction.len)),
-            Some((condition, target)) => {
-                code.jump(&[0x0f, 0x80 | condition], section.end);
-                pending.push((code.bytes.len() - 4, target));
+            Some((_, target)) => {
+                pending.push((code.bytes.len(), instruction, target));
+                let jump = retarget(instruction, code.here(), section.end);
+                code.bytes.extend_from_slice(&jump);
             }
         }
     }
     let end = code.here();
-    code.jump(&[JUMP], section.end);
-    for (at, target) in pending {
+    let back = jump_to(end, section.end);
+    code.bytes.extend_from_slice(&back);
+    for (at, instruction, target) in pending {
         let place = places.iter().find(|(from, _)| *from == target).map_or(target, |(_, to)| *to);
-        let distance = place as isize - (code.start + at + 4) as isize;
-        code.bytes[at..at + 4].copy_from_slice(&i32::try_from(distance).expect("near enough").to_le_bytes());
+        let jump = retarget(instruction, code.start + at, place);
+        code.bytes[at..at + jump.len()].copy_from_slice(&jump);
     }
     assert!(code.bytes.len() <= Code::LEN);
     // SAFETY: the mapping is as long, and nobody executes it yet.
     unsafe { (code.start as *mut u8).copy_from_nonoverlapping(code.bytes.as_ptr(), code.bytes.len()) };
+    publish(code.start, code.bytes.len());
 
-    let mut jump = Code { start: section.armed, bytes: Vec::new() };
-    jump.jump(&[JUMP], code.start);
-    let covered = section.armed + 1..section.armed + jump.bytes.len();
+    let jump = jump_to(section.armed, code.start);
+    let covered = section.armed + 1..section.armed + JUMP_LEN;
     let is_target = |i: &super::Instruction| i.jump.is_some_and(|(_, target)| covered.contains(&target));
     assert!(section.instructions.len() > 2 && covered.end < section.end && !section.instructions.iter().any(is_target));
-    make_writable(section.armed, jump.bytes.len());
+    make_writable(section.armed, JUMP_LEN);
     // What it did not cover before it does not cover now.
     let uncovered = section.instructions.iter().position(|i| i.at == section.start).expect("a section starts in it");
     let start = places[uncovered + fault.late].1;
     let descriptor = section.descriptor();
     descriptor.start.store(start as u64, Ordering::Relaxed);
-    descriptor.len.store((end - start + if fault.long { 5 } else { 0 }) as u64, Ordering::Relaxed);
+    descriptor.len.store((end - start + if fault.long { JUMP_LEN } else { 0 }) as u64, Ordering::Relaxed);
     // SAFETY: instructions of this program, in pages made writable, which nobody executes meanwhile.
-    unsafe { (section.armed as *mut u8).copy_from_nonoverlapping(jump.bytes.as_ptr(), jump.bytes.len()) };
+    unsafe { (section.armed as *mut u8).copy_from_nonoverlapping(jump.as_ptr(), JUMP_LEN) };
+    publish(section.armed, JUMP_LEN);
 }

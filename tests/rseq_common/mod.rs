@@ -2,14 +2,16 @@
 //! copies of them that take their time.
 #![allow(dead_code)]
 
-pub mod decode;
+#[cfg_attr(target_arch = "x86_64", path = "x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
+pub mod arch;
 pub mod delay;
 pub mod storm;
 pub mod trap;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use decode::{Instruction, decode};
+use arch::{Instruction, decode};
 
 /// What the kernel reads (`struct rseq_cs` of its `uapi/linux/rseq.h`). It lies in memory that can be written.
 #[repr(C, align(32))]
@@ -57,19 +59,11 @@ impl Section {
         let address = descriptor as *const Descriptor as usize;
         let [start, len, abort] =
             [&descriptor.start, &descriptor.len, &descriptor.abort].map(|word| word.load(Ordering::Relaxed) as usize);
-        // Behind `lea t, [rip + descriptor]` and `mov fs:[off + 8], t`.
-        let loads_descriptor = |at: usize| {
-            // SAFETY: code of this program, a little before a section's start.
-            let code: [u8; 7] = unsafe { (at as *const [u8; 7]).read_unaligned() };
-            let relative = i32::from_le_bytes(code[3..].try_into().unwrap());
-            code[0] & 0xfb == 0x48
-                && code[1] == 0x8d
-                && code[2] & 0xc7 == 5
-                && (at + 7).wrapping_add_signed(relative as isize) == address
-        };
+        // SAFETY: code of this program, a little before a section's start.
+        let loads_descriptor = |at: usize| unsafe { arch::loads(at, address) };
         let load = (start - 64..start).rev().find(|&at| loads_descriptor(at)).expect("the section is armed");
         // SAFETY: code, here and below: it follows on an instruction, and a section is made of instructions.
-        let arm = unsafe { decode(load + 7) };
+        let arm = unsafe { decode(load + arch::LOAD_LEN) };
         assert!(arm.stores, "{arm:x?} names the descriptor to the kernel");
         let mut instructions = Vec::new();
         let mut at = arm.end();
@@ -99,7 +93,7 @@ impl Section {
         }
         // SAFETY: the signature precedes every abort handler.
         let signature = unsafe { ((self.abort - 4) as *const u32).read_unaligned() };
-        if signature != 0x5305_3053 || (self.start..self.end).contains(&self.abort) {
+        if signature != arch::SIGNATURE || (self.start..self.end).contains(&self.abort) {
             return Some("its abort handler is not one");
         }
         None
@@ -113,7 +107,9 @@ pub fn sections() -> Vec<Section> {
 
 /// Makes code of this program writable.
 pub fn make_writable(at: usize, len: usize) {
-    let (start, end) = (at & !4095, (at + len).next_multiple_of(4096));
+    // SAFETY: sysconf has no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let (start, end) = (at & !(page - 1), (at + len).next_multiple_of(page));
     let rights = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
     // SAFETY: pages of code; more rights invalidate nothing.
     assert_eq!(unsafe { libc::mprotect(start as *mut libc::c_void, end - start, rights) }, 0);

@@ -2,15 +2,14 @@
 
 use core::ffi::{c_int, c_void};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::arch::{BEHIND_BREAKPOINT, BREAKPOINT, Unit, goes_on_at, publish};
 use super::make_writable;
-
-const INT3: u8 = 0xcc;
 
 /// Where the breakpoint is, what it replaced, what to do there. One thread at a time uses this.
 static AT: AtomicUsize = AtomicUsize::new(0);
-static REPLACED: AtomicU8 = AtomicU8::new(0);
+static REPLACED: Unit = Unit::new(0);
 static CAME: AtomicUsize = AtomicUsize::new(0);
 static RESUMES_AT: AtomicUsize = AtomicUsize::new(0);
 static IN_USE: AtomicBool = AtomicBool::new(false);
@@ -22,25 +21,31 @@ struct Handler(UnsafeCell<Option<*mut dyn FnMut()>>);
 // SAFETY: used by the thread that has set `IN_USE`, and by the handler on that thread.
 unsafe impl Sync for Handler {}
 
-fn code(at: usize) -> &'static AtomicU8 {
-    // SAFETY: code of this program, made writable by `interrupt`.
-    unsafe { AtomicU8::from_ptr(at as *mut u8) }
+fn code(at: usize) -> &'static Unit {
+    // SAFETY: code of this program, made writable by `interrupt`, aligned as instructions are.
+    unsafe { Unit::from_ptr(at as *mut _) }
 }
 
 fn set(at: usize) {
     AT.store(at, Ordering::Relaxed);
     REPLACED.store(code(at).load(Ordering::Relaxed), Ordering::Relaxed);
-    code(at).store(INT3, Ordering::SeqCst);
+    code(at).store(BREAKPOINT, Ordering::SeqCst);
+    publish(at, size_of::<Unit>());
+}
+
+fn restore(at: usize) {
+    code(at).store(REPLACED.load(Ordering::Relaxed), Ordering::SeqCst);
+    publish(at, size_of::<Unit>());
 }
 
 extern "C" fn on_trap(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a `ucontext_t` to a handler with SA_SIGINFO.
-    let resume = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    let resume = goes_on_at(unsafe { &mut *context.cast::<libc::ucontext_t>() });
     let at = AT.load(Ordering::Relaxed);
-    code(at).store(REPLACED.load(Ordering::Relaxed), Ordering::Relaxed);
+    restore(at);
     // The breakpoint has been executed. Where the kernel took that for a section that goes on, so does it.
-    if *resume as usize == at + 1 {
-        *resume = at as i64;
+    if *resume as usize == at + BEHIND_BREAKPOINT {
+        *resume = at as _;
     }
     let next = NEXT.swap(0, Ordering::Relaxed);
     if next != 0 {
@@ -87,8 +92,8 @@ pub fn interrupt_after<R>(
         action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
         assert_eq!(libc::sigaction(libc::SIGTRAP, &action, core::ptr::null_mut()), 0);
     });
-    make_writable(at, 1);
-    make_writable(first.unwrap_or(at), 1);
+    make_writable(at, size_of::<Unit>());
+    make_writable(first.unwrap_or(at), size_of::<Unit>());
     // SAFETY: the handler is called before this function returns, or not at all: the lifetime is not exceeded.
     let handler: *mut (dyn FnMut() + 'static) = unsafe { core::mem::transmute(handler as *mut dyn FnMut()) };
     // SAFETY: `IN_USE` makes this the only use.
@@ -97,7 +102,7 @@ pub fn interrupt_after<R>(
     NEXT.store(first.map_or(0, |_| at), Ordering::Relaxed);
     set(first.unwrap_or(at));
     let result = operation();
-    code(AT.load(Ordering::Relaxed)).store(REPLACED.load(Ordering::Relaxed), Ordering::SeqCst);
+    restore(AT.load(Ordering::Relaxed));
     // SAFETY: as above.
     unsafe { *HANDLER.0.get() = None };
     let resumed = RESUMES_AT.load(Ordering::Relaxed);

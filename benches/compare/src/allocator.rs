@@ -24,6 +24,7 @@ choose! {
     "mimalloc3" => mimalloc::MiMalloc = mimalloc::MiMalloc;
     "snmalloc" => snmalloc_rs::SnMalloc = snmalloc_rs::SnMalloc;
     "rpmalloc" => rpmalloc::RpMalloc = rpmalloc::RpMalloc;
+    "tcmalloc" => tcmalloc_better::TCMalloc = tcmalloc_better::TCMalloc;
 }
 
 /// In which of its modes the allocator runs here, for those that have several.

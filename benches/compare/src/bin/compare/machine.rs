@@ -54,6 +54,6 @@ fn peers() -> Option<String> {
         let (_, package) = lock.split_once(&format!("name = \"{name}\"\nversion = \""))?;
         Some(format!("{name} {}", package.split('"').next()?))
     };
-    let names = ["tikv-jemalloc-sys", "libmimalloc-sys", "snmalloc-sys", "rpmalloc-sys"];
+    let names = ["tikv-jemalloc-sys", "libmimalloc-sys", "snmalloc-sys", "rpmalloc-sys", "libtcmalloc-sys"];
     Some(names.into_iter().filter_map(version).collect::<Vec<_>>().join(", "))
 }

@@ -1,15 +1,16 @@
-//! Builds `micro`, `index` and `memory` once for each allocator, runs them in turn and writes down what came out.
+//! Builds the programs once for each allocator, runs them in turn, and writes down and draws what came out.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/compare/Cargo.toml --bin compare -- --help
 //! ```
 //!
-//! Every row of `micro` and `memory` runs in a process of its own, so that no row inherits the heap of another. In each
+//! Every row runs in a process of its own, so that no row inherits the heap of another. In each
 //! round every allocator runs once, the first of them another in every round, and what is reported is the
 //! median over the rounds: a machine that is disturbed for a while disturbs all of them.
 
 mod machine;
 mod options;
+mod plot;
 mod suite;
 mod table;
 mod variant;
@@ -44,28 +45,35 @@ fn main() -> ExitCode {
 }
 
 fn compare(options: &Options) -> Result<(), String> {
-    let (variants, skipped) = variant::build_all(&options.allocators)?;
+    let (variants, skipped) = variant::build_all(&options.allocators, options.smoke)?;
     let machine = machine::describe();
     for suite in &options.suites {
         let results = match suite {
             Suite::Micro => suite::micro(options, &variants)?,
             Suite::Index => suite::index(options, &variants)?,
             Suite::Memory => suite::memory(options, &variants)?,
+            Suite::Workloads => suite::workloads(options, &variants)?,
+            Suite::Latency => suite::latency(options, &variants)?,
         };
         let page = table::page(options, suite, &machine, &results, &skipped);
         println!("{page}");
         let directory = Path::new(HOME).join(if options.smoke { "target/smoke" } else { "results" });
         let name = options.file_name(suite);
-        let write = |extension: &str, text: String| {
-            let path = directory.join(format!("{name}.{extension}"));
+        let write = |ending: &str, text: String| {
+            let path = directory.join(format!("{name}{ending}"));
             std::fs::create_dir_all(&directory)
                 .and_then(|()| std::fs::write(&path, text))
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
             eprintln!("wrote {}", path.display());
             Ok::<(), String>(())
         };
-        write("md", page)?;
-        write("json", table::json(options, suite, &machine, &results, &skipped))?;
+        write(".md", page)?;
+        write(".json", table::json(options, suite, &machine, &results, &skipped))?;
+        if *suite == Suite::Workloads {
+            for (kind, picture) in plot::pictures(&results)? {
+                write(&format!("-{kind}.svg"), picture)?;
+            }
+        }
     }
     Ok(())
 }

@@ -6,27 +6,34 @@ pub enum Suite {
     Micro,
     Index,
     Memory,
+    Workloads,
+    Latency,
 }
 
 impl Suite {
+    pub const ALL: [Suite; 5] = [Suite::Micro, Suite::Index, Suite::Memory, Suite::Workloads, Suite::Latency];
+
     pub fn name(self) -> &'static str {
         match self {
             Suite::Micro => "micro",
             Suite::Index => "index",
             Suite::Memory => "memory",
+            Suite::Workloads => "workloads",
+            Suite::Latency => "latency",
         }
     }
 }
 
 /// Every allocator there is a feature for; the first is ours.
-pub const ALLOCATORS: [&str; 7] = ["pcpalloc", "system", "jemalloc", "mimalloc2", "mimalloc3", "snmalloc", "rpmalloc"];
+pub const ALLOCATORS: [&str; 8] =
+    ["pcpalloc", "system", "jemalloc", "mimalloc2", "mimalloc3", "snmalloc", "rpmalloc", "tcmalloc"];
 
 pub struct Options {
     pub rounds: usize,
     pub suites: Vec<Suite>,
     /// Ours and its peers.
     pub allocators: Vec<&'static str>,
-    /// Rows of `micro` and `memory`; all if empty.
+    /// Rows of the suites, by name or by how their names begin, as in `larson*`; all if empty.
     pub rows: Vec<String>,
     /// Arguments for `index`.
     pub index_args: Vec<String>,
@@ -38,13 +45,13 @@ pub struct Options {
 
 impl Options {
     pub const USAGE: &str = "\
-usage: compare [--rounds N] [--only micro|index|memory] [--peers A,B,…] [--rows A,B,…] [--name NAME] [--smoke]
+usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…] [--name NAME] [--smoke]
                [-- ARGUMENTS OF index]
 
   --rounds N    how often every allocator runs each row (default 7)
-  --only SUITE  micro, index or memory; by default all
-  --peers …     of system, jemalloc, mimalloc2, mimalloc3, snmalloc, rpmalloc; all by default
-  --rows …      rows of micro or memory; all by default
+  --only …      of micro, index, memory, workloads, latency; all by default
+  --peers …     of system, jemalloc, mimalloc2, mimalloc3, snmalloc, rpmalloc, tcmalloc; all by default
+  --rows …      rows of the suites, a star standing for the rest of their names; all by default
   --name NAME   results/NAME-micro.md and so on, instead of results/micro.md
   --smoke       one short round with the system allocator as the only peer, to see that everything works;
                 the results go to target/smoke";
@@ -54,7 +61,7 @@ usage: compare [--rounds N] [--only micro|index|memory] [--peers A,B,…] [--row
         let args: Vec<String> = args.into_iter().collect();
         let mut options = Options {
             rounds: 7,
-            suites: vec![Suite::Micro, Suite::Index, Suite::Memory],
+            suites: Suite::ALL.to_vec(),
             allocators: ALLOCATORS.to_vec(),
             rows: Vec::new(),
             index_args: Vec::new(),
@@ -74,12 +81,11 @@ usage: compare [--rounds N] [--only micro|index|memory] [--peers A,B,…] [--row
                     }
                 }
                 "--only" => {
-                    options.suites = match value()?.as_str() {
-                        "micro" => vec![Suite::Micro],
-                        "index" => vec![Suite::Index],
-                        "memory" => vec![Suite::Memory],
-                        other => return Err(format!("there is no suite {other}")),
-                    }
+                    let suite = |name: &str| {
+                        let found = Suite::ALL.into_iter().find(|suite| suite.name() == name);
+                        found.ok_or_else(|| format!("there is no suite {name}"))
+                    };
+                    options.suites = value()?.split(',').map(suite).collect::<Result<_, _>>()?;
                 }
                 "--peers" => {
                     options.allocators = vec![ALLOCATORS[0]];
@@ -109,6 +115,11 @@ usage: compare [--rounds N] [--only micro|index|memory] [--peers A,B,…] [--row
         Ok(Some(options))
     }
 
+    /// Whether a row is wanted.
+    pub fn wants(&self, row: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|wanted| matches(wanted, row))
+    }
+
     /// What the results of a suite are called.
     pub fn file_name(&self, suite: &Suite) -> String {
         match &self.name {
@@ -116,4 +127,9 @@ usage: compare [--rounds N] [--only micro|index|memory] [--peers A,B,…] [--row
             None => suite.name().into(),
         }
     }
+}
+
+/// Whether a name is what is wanted, or begins as what is wanted does before a star.
+pub fn matches(wanted: &str, name: &str) -> bool {
+    wanted.strip_suffix('*').map_or(wanted == name, |start| name.starts_with(start))
 }

@@ -1,8 +1,10 @@
 //! Running a suite: every allocator in turn, round after round.
 
+use std::time::Instant;
+
 use serde_json::Value;
 
-use crate::options::Options;
+use crate::options::{Options, matches};
 use crate::variant::Variant;
 
 /// One kind of number, for every row and allocator.
@@ -30,22 +32,40 @@ pub struct Results {
 }
 
 impl Results {
-    /// The median over the rounds; `None` if a round lacks the number.
-    pub fn median(&self, row: &Row, allocator: usize, measure: &Measure) -> Option<f64> {
-        let numbers: Option<Vec<f64>> = row.runs[allocator].iter().map(|line| line[measure.key].as_f64()).collect();
-        let mut numbers = numbers.filter(|numbers| !numbers.is_empty())?;
+    /// The numbers of the rounds that have it, the least first.
+    fn sorted(&self, row: &Row, allocator: usize, measure: &Measure) -> Vec<f64> {
+        let numbers = row.runs[allocator].iter().filter_map(|line| line[measure.key].as_f64());
+        let mut numbers: Vec<f64> = numbers.map(|number| number / measure.divisor).collect();
         numbers.sort_unstable_by(f64::total_cmp);
-        let (low, high) = (numbers[(numbers.len() - 1) / 2], numbers[numbers.len() / 2]);
-        Some((low + high) / 2.0 / measure.divisor)
+        numbers
+    }
+
+    /// The median over the rounds that have the number; `None` if none has.
+    pub fn median(&self, row: &Row, allocator: usize, measure: &Measure) -> Option<f64> {
+        let numbers = self.sorted(row, allocator, measure);
+        let (low, high) = (numbers.get(numbers.len().checked_sub(1)? / 2)?, numbers.get(numbers.len() / 2)?);
+        Some((low + high) / 2.0)
+    }
+
+    /// The least and the most.
+    pub fn range(&self, row: &Row, allocator: usize, measure: &Measure) -> Option<(f64, f64)> {
+        let numbers = self.sorted(row, allocator, measure);
+        Some((*numbers.first()?, *numbers.last()?))
     }
 }
 
 const PEAK: Measure = Measure { key: "peak_kib", title: "Peak RSS, MiB", divisor: 1024.0, decimals: 1 };
 
 /// Runs `program` for every round and allocator; in every round another allocator is the first.
-fn rounds(options: &Options, variants: &[Variant], program: &str, args: &[String]) -> Result<Vec<Vec<Value>>, String> {
+fn rounds(
+    options: &Options,
+    variants: &[Variant],
+    program: &str,
+    args: impl Fn(usize) -> Vec<String>,
+) -> Result<Vec<Vec<Value>>, String> {
     let mut runs = vec![Vec::new(); variants.len()];
     for round in 0..options.rounds {
+        let args = &args(round);
         for turn in 0..variants.len() {
             let number = (round + turn) % variants.len();
             let lines = variants[number].run(program, args)?;
@@ -63,7 +83,7 @@ fn names(variants: &[Variant]) -> Vec<&'static str> {
 /// Every wanted row of `micro`, each run in a process of its own.
 pub fn micro(options: &Options, variants: &[Variant]) -> Result<Results, String> {
     const TIME: Measure = Measure { key: "ns_per_op", title: "Time, ns per operation", divisor: 1.0, decimals: 2 };
-    rows_of("micro", &[TIME, PEAK], options, variants)
+    rows_of("micro", &[TIME, PEAK], &[], options, variants)
 }
 
 /// Every wanted row of `memory`, likewise.
@@ -71,12 +91,58 @@ pub fn memory(options: &Options, variants: &[Variant]) -> Result<Results, String
     const REST: Measure =
         Measure { key: "rest_kib", title: "RSS after 3 s of rest, MiB", divisor: 1024.0, decimals: 1 };
     const TIME: Measure = Measure { key: "ms", title: "Time, ms", divisor: 1.0, decimals: 1 };
-    rows_of("memory", &[PEAK, REST, TIME], options, variants)
+    rows_of("memory", &[PEAK, REST, TIME], &[], options, variants)
 }
 
+/// Every wanted row of `workloads`, likewise; checksums must agree. The first round rests at its end.
+pub fn workloads(options: &Options, variants: &[Variant]) -> Result<Results, String> {
+    const fn count(key: &'static str, title: &'static str) -> Measure {
+        Measure { key, title, divisor: 1.0, decimals: 0 }
+    }
+    const MEASURES: [Measure; 7] = [
+        Measure { key: "ms", title: "Time, ms", divisor: 1.0, decimals: 0 },
+        Measure { key: "cpu_ms", title: "User and system time, ms", divisor: 1.0, decimals: 0 },
+        PEAK,
+        Measure { key: "rest_kib", title: "RSS after the work and 1 s of rest, MiB", divisor: 1024.0, decimals: 1 },
+        count("faults", "Page faults"),
+        count("voluntary", "Voluntary context switches"),
+        count("involuntary", "Involuntary context switches"),
+    ];
+    let results = rows_of("workloads", &MEASURES, &["--rest"], options, variants)?;
+    for row in &results.rows {
+        let first = &row.runs[0][0]["checksum"];
+        for (allocator, runs) in results.allocators.iter().zip(&row.runs) {
+            if let Some(other) = runs.iter().map(|line| &line["checksum"]).find(|checksum| *checksum != first) {
+                return Err(format!("{} with {allocator}: the checksum is {other} and not {first}", row.name));
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// Every wanted row of `latency`.
+pub fn latency(options: &Options, variants: &[Variant]) -> Result<Results, String> {
+    const fn ns(key: &'static str, title: &'static str) -> Measure {
+        Measure { key, title, divisor: 1.0, decimals: 0 }
+    }
+    const MEASURES: [Measure; 8] = [
+        ns("alloc_p50", "alloc, median, ns"),
+        ns("alloc_p99", "alloc, 99 %, ns"),
+        ns("alloc_p999", "alloc, 99.9 %, ns"),
+        ns("alloc_max", "alloc, longest, ns"),
+        ns("dealloc_p50", "dealloc, median, ns"),
+        ns("dealloc_p99", "dealloc, 99 %, ns"),
+        ns("dealloc_p999", "dealloc, 99.9 %, ns"),
+        ns("dealloc_max", "dealloc, longest, ns"),
+    ];
+    rows_of("latency", &MEASURES, &[], options, variants)
+}
+
+/// Each wanted row of a program; its first round has more arguments than the others.
 fn rows_of(
     program: &str,
     measures: &'static [Measure],
+    first: &[&str],
     options: &Options,
     variants: &[Variant],
 ) -> Result<Results, String> {
@@ -88,20 +154,24 @@ fn rows_of(
         .collect();
     // Rows may be of the other program, if both run.
     let alone = options.suites.len() == 1;
-    if let Some(unknown) = options.rows.iter().find(|wanted| alone && list.iter().all(|(name, _)| name != *wanted)) {
+    let unknown = |wanted: &&String| alone && !list.iter().any(|(name, _)| matches(wanted, name));
+    if let Some(unknown) = options.rows.iter().find(unknown) {
         return Err(format!("{program} has no row {unknown}"));
     }
-    let mut rows = Vec::new();
-    for (name, what) in list {
-        if options.rows.is_empty() || options.rows.contains(&name) {
-            eprintln!("running {name}");
+    let list: Vec<_> = list.into_iter().filter(|(name, _)| options.wants(name)).collect();
+    let (mut rows, began) = (Vec::new(), Instant::now());
+    for (name, what) in &list {
+        let left = began.elapsed().mul_f64((list.len() - rows.len()) as f64 / rows.len().max(1) as f64);
+        let left = if rows.is_empty() { String::new() } else { format!(", {} s left", left.as_secs()) };
+        eprintln!("running {program} {name}, row {} of {}{left}", rows.len() + 1, list.len());
+        let args = |round| {
             let mut args = vec![name.clone()];
-            if options.smoke {
-                args.push("--smoke".into());
-            }
-            let runs = rounds(options, variants, program, &args)?;
-            rows.push(Row { name, what, runs });
-        }
+            args.extend(options.smoke.then(|| "--smoke".into()));
+            args.extend(first.iter().filter(|_| round == 0).map(|arg| arg.to_string()));
+            args
+        };
+        let runs = rounds(options, variants, program, args)?;
+        rows.push(Row { name: name.clone(), what: what.clone(), runs });
     }
     Ok(Results { allocators: names(variants), measures, rows })
 }
@@ -109,7 +179,7 @@ fn rows_of(
 /// The index, which must come out the same every time.
 pub fn index(options: &Options, variants: &[Variant]) -> Result<Results, String> {
     eprintln!("running index");
-    let mut runs = rounds(options, variants, "index", &options.index_args)?;
+    let mut runs = rounds(options, variants, "index", |_| options.index_args.clone())?;
     let first = runs[0][0].clone();
     for (run, allocator) in runs.iter_mut().zip(names(variants)) {
         for line in run {

@@ -34,6 +34,9 @@ pub fn page(options: &Options, suite: &Suite, machine: &Facts, results: &Results
     for measure in results.measures {
         let _ = write!(page, "\n## {}\n\n{}", measure.title, table(results, measure));
     }
+    if options.rounds > 1 {
+        let _ = write!(page, "\n## {}, least–most\n\n{}", results.measures[0].title, ranges(results));
+    }
     let _ = writeln!(page, "\nIn brackets: {} over the peer, so less than 1 is in our favour.", results.allocators[0]);
     page.push_str("\n## Rows\n\n");
     for row in &results.rows {
@@ -77,6 +80,25 @@ fn table(results: &Results, measure: &Measure) -> String {
         let (to_best, to_peers) = means.split_last().expect("one mean more than there are peers");
         let cells: String = to_peers.iter().map(|mean| format!(" ({mean}) |")).collect();
         let _ = writeln!(table, "| geometric mean | |{cells} | {to_best} |");
+    }
+    table
+}
+
+/// How far the rounds of the first measure are apart.
+fn ranges(results: &Results) -> String {
+    let measure = &results.measures[0];
+    let mut table = format!("| row | {} |\n", results.allocators.join(" | "));
+    // Writing to a `String` cannot fail, here and below.
+    let _ = writeln!(table, "| --- |{}", " --: |".repeat(results.allocators.len()));
+    for row in &results.rows {
+        let _ = write!(table, "| {} |", row.name);
+        for allocator in 0..results.allocators.len() {
+            let _ = match results.range(row, allocator, measure) {
+                Some((least, most)) => write!(table, " {least:.0$}–{most:.0$} |", measure.decimals),
+                None => write!(table, " – |"),
+            };
+        }
+        table.push('\n');
     }
     table
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::HOME;
 
-/// `micro`, `index` and `memory` with one allocator.
+/// The programs with one allocator.
 pub struct Variant {
     pub name: &'static str,
     directory: PathBuf,
@@ -21,10 +21,10 @@ pub struct Skipped {
 
 /// Builds a variant for every allocator, each into a target directory of its own, so that none disturbs what
 /// cargo has built of another. The first must be built; any other that cannot be is left out.
-pub fn build_all(names: &[&'static str]) -> Result<(Vec<Variant>, Vec<Skipped>), String> {
+pub fn build_all(names: &[&'static str], smoke: bool) -> Result<(Vec<Variant>, Vec<Skipped>), String> {
     let (mut variants, mut skipped) = (Vec::new(), Vec::new());
     for name in names {
-        match build(name) {
+        match build(name, smoke) {
             Ok(variant) => variants.push(variant),
             Err(reason) if variants.is_empty() => return Err(format!("cannot build {name}:\n{reason}")),
             Err(reason) => {
@@ -36,13 +36,23 @@ pub fn build_all(names: &[&'static str]) -> Result<(Vec<Variant>, Vec<Skipped>),
     Ok((variants, skipped))
 }
 
-fn build(name: &'static str) -> Result<Variant, String> {
+/// All that are built for each allocator.
+const PROGRAMS: [&str; 5] = ["micro", "index", "memory", "workloads", "latency"];
+
+fn build(name: &'static str, smoke: bool) -> Result<Variant, String> {
     eprintln!("building {name}");
-    let target = Path::new(HOME).join("target/variants").join(name);
+    let target = Path::new(HOME).join(if smoke { "target/smoke-variants" } else { "target/variants" }).join(name);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--bin", "micro", "--bin", "index", "--bin", "memory"])
-        .args(["--features", name])
+    let mut command = Command::new(cargo);
+    // Whether everything works can be seen without waiting for the optimiser.
+    if smoke {
+        let quick = [("LTO", "off"), ("CODEGEN_UNITS", "16"), ("OPT_LEVEL", "1")];
+        command.envs(quick.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)));
+    }
+    let output = command
+        .args(["build", "--release", "--quiet", "--no-default-features"])
+        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
+        .args(["--features", &format!("{name},workloads")])
         .arg("--manifest-path")
         .arg(Path::new(HOME).join("Cargo.toml"))
         .arg("--target-dir")
@@ -62,10 +72,13 @@ impl Variant {
     /// Runs one of the programs; returns the lines of JSON that it printed.
     pub fn run(&self, program: &str, args: &[String]) -> Result<Vec<Value>, String> {
         let failed = |why: String| format!("{program} {} with {}: {why}", args.join(" "), self.name);
-        let output = Command::new(self.directory.join(program))
-            .args(args)
-            .output()
-            .map_err(|error| failed(error.to_string()))?;
+        let mut command = Command::new(self.directory.join(program));
+        command.args(args);
+        // It keeps blocks by CPU only if it may register for restartable sequences itself, before glibc does.
+        if self.name == "tcmalloc" {
+            command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+        }
+        let output = command.output().map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
             return Err(failed(format!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr))));
         }

@@ -16,6 +16,8 @@ mod churn;
 mod object;
 #[path = "../../../../../examples/index/search/peak.rs"]
 mod peak;
+#[path = "../../row.rs"]
+mod row;
 mod threads;
 
 use std::process::ExitCode;
@@ -23,14 +25,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-/// A program that can be measured.
-pub struct Row {
-    name: &'static str,
-    /// What it does.
-    what: &'static str,
-    /// Does it on a scale of 1 / `divisor`. What it leaves alive is alive while the process rests.
-    run: fn(divisor: usize, rest: &mut Rest),
-}
+/// A program that can be measured: runs on a scale of 1 / `divisor`. What it leaves alive is alive while the process rests.
+pub type Row = row::Row<fn(divisor: usize, rest: &mut Rest)>;
 
 /// Takes the time, and has the process rest.
 pub struct Rest {
@@ -70,19 +66,9 @@ const SMOKE: usize = 100;
 
 fn main() -> ExitCode {
     let rows: Vec<&Row> = bursts::ROWS.iter().chain(churn::ROWS).chain(threads::ROWS).collect();
-    let mut args: Vec<String> = std::env::args().skip(1).collect();
-    if args == ["--list"] {
-        rows.iter().for_each(|row| println!("{}", json!({ "row": row.name, "operation": row.what })));
-        return ExitCode::SUCCESS;
-    }
-    let smoke = args.iter().position(|arg| arg == "--smoke").map(|at| args.remove(at)).is_some();
-    let [name] = args.as_slice() else {
-        eprintln!("usage: memory [--smoke] [--list] ROW");
-        return ExitCode::from(2);
-    };
-    let Some(row) = rows.iter().find(|row| row.name == name) else {
-        eprintln!("memory: no row {name}");
-        return ExitCode::from(2);
+    let (row, [smoke]) = match row::chosen("memory", &rows, ["--smoke"]) {
+        Ok(chosen) => chosen,
+        Err(status) => return status,
     };
     let length = Duration::from_millis(if smoke { 30 } else { 3000 });
     let mut rest = Rest { began: Instant::now(), time: None, resident_kib: None, length };

@@ -1,5 +1,63 @@
-//! Where the instructions of a section begin: as much of x86-64's encoding as sections consist of.
+//! What the tests of sections know of x86-64: as much of its encoding as sections consist of.
 //! (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, chapter 2 and appendix A.)
+
+use std::sync::atomic::AtomicU8;
+
+/// What precedes every abort handler.
+pub const SIGNATURE: u32 = 0x5305_3053;
+
+/// The unit in which code is exchanged for a breakpoint, the breakpoint, and how far behind it the signal comes.
+pub type Unit = AtomicU8;
+pub const BREAKPOINT: u8 = 0xcc;
+pub const BEHIND_BREAKPOINT: usize = 1;
+
+/// Changes no register and no flag, and takes its time.
+pub const PAUSE: [u8; 2] = [0xf3, 0x90];
+
+/// Bytes of a jump as [`jump_to`] makes it.
+pub const JUMP_LEN: usize = 5;
+
+/// Where a signal handler's thread goes on.
+pub fn goes_on_at(context: &mut libc::ucontext_t) -> &mut i64 {
+    &mut context.uc_mcontext.gregs[libc::REG_RIP as usize]
+}
+
+/// What is written as data is executed as code.
+pub fn publish(_at: usize, _len: usize) {}
+
+/// Bytes of the instructions by which a section loads the address of its descriptor, before the store that arms it:
+/// `lea t, [rip + descriptor]`.
+pub const LOAD_LEN: usize = 7;
+
+/// Whether those instructions are here and load this address.
+///
+/// # Safety
+/// There is code at `at`.
+pub unsafe fn loads(at: usize, address: usize) -> bool {
+    // SAFETY: the caller's obligation.
+    let code: [u8; LOAD_LEN] = unsafe { (at as *const [u8; LOAD_LEN]).read_unaligned() };
+    let relative = i32::from_le_bytes(code[3..].try_into().unwrap());
+    code[0] & 0xfb == 0x48
+        && code[1] == 0x8d
+        && code[2] & 0xc7 == 5
+        && (at + LOAD_LEN).wrapping_add_signed(relative as isize) == address
+}
+
+/// A jump that lies at `at`.
+pub fn jump_to(at: usize, target: usize) -> Vec<u8> {
+    relative(&[0xe9], at, target)
+}
+
+/// The same conditional jump to another target, from `at`. As long whatever the target is.
+pub fn retarget(instruction: &Instruction, at: usize, target: usize) -> Vec<u8> {
+    let (condition, _) = instruction.jump.expect("a jump");
+    relative(&[0x0f, 0x80 | condition], at, target)
+}
+
+fn relative(opcode: &[u8], at: usize, target: usize) -> Vec<u8> {
+    let distance = target as isize - (at + opcode.len() + 4) as isize;
+    [opcode, &i32::try_from(distance).expect("near enough").to_le_bytes()].concat()
+}
 
 /// One instruction in memory.
 #[derive(Clone, Copy, Debug)]

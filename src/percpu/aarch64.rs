@@ -1,0 +1,445 @@
+//! The restartable sequences on aarch64.
+//!
+//! Every section below begins the same way. In pseudo-code:
+//!
+//! ```text
+//! rseq.rseq_cs = &descriptor            // arms the section
+//! start:
+//!     cpu  = rseq.cpu_id                // sign-extended: -1 and -2 where this thread has no rseq
+//!     head = STOPPED.headers[class] + TABLE[cpu]
+//!     …
+//!     store                             // the commit, literally the last instruction
+//! end:
+//! abort:                                // where the kernel sends us if anything came between
+//!     result = miss
+//!     goto end
+//! ```
+//!
+//! What the table's entries are, what orders sections with what other CPUs do, and why nothing here needs a barrier, is
+//! said in `table.rs`. No section has an exclusive load or store, nor any other atomic instruction: with and without LSE
+//! they are the same, and an interruption has nothing to give up but the section.
+//!
+//! Function by function this is the twin of `x86_64.rs`. What is the same in both, such as the lists of operands, is written
+//! in both: a section is read, and proved, as one text.
+//!
+//! What `x86_64.rs` has measured holds here by construction: headers are used by base register alone and with one
+//! width, an abort is a miss and not a retry, and no field of the rseq area is written but `rseq_cs`.
+
+use core::arch::asm;
+
+use super::area::offset;
+pub(super) use super::area::{SECTIONS, adopt, register};
+use super::region::{AboveFloor, FLOOR, RESERVE};
+use super::table::{RESERVES, TABLE, Table, stopped, table};
+#[cfg(feature = "debug")]
+pub(super) use super::table::{is_running, stop_without_fence};
+pub(super) use super::table::{start, start_reserves, stop, stop_reserves};
+use crate::sys;
+
+/// Where our own area lies, from the thread pointer: a word of the global offset table that the linker makes a constant
+/// of in a program. (ELF for the Arm 64-bit Architecture, "Thread-local storage", initial exec.)
+#[inline(always)]
+pub(super) fn own_offset() -> isize {
+    let offset;
+    // SAFETY: reads a constant, or a word of the global offset table.
+    unsafe {
+        asm!("adrp {t}, :gottprel:__pcpalloc_0_1_rseq_area",
+             "ldr {t}, [{t}, :gottprel_lo12:__pcpalloc_0_1_rseq_area]",
+             t = out(reg) offset, options(nostack, preserves_flags, readonly, pure));
+    }
+    offset
+}
+
+/// The thread pointer.
+#[inline(always)]
+pub(super) fn thread_pointer() -> usize {
+    let thread;
+    // SAFETY: reads a register that is the same for as long as the thread runs.
+    unsafe { asm!("mrs {}, tpidr_el0", out(reg) thread, options(nostack, preserves_flags, nomem, pure)) };
+    thread
+}
+
+/// Arms a section: finds the area, names the descriptor (label 3 of the cold part) and starts (label 4).
+macro_rules! enter {
+    () => {
+        "adrp {area}, :gottprel:__pcpalloc_0_1_rseq_area
+         ldr {area}, [{area}, :gottprel_lo12:__pcpalloc_0_1_rseq_area]
+         adrp {t}, __pcpalloc_0_1_rseq_delta
+         ldr {t}, [{t}, :lo12:__pcpalloc_0_1_rseq_delta]
+         add {area}, {area}, {t}
+         mrs {t}, tpidr_el0
+         add {area}, {area}, {t}
+         adrp {t}, 3f
+         add {t}, {t}, :lo12:3f
+         str {t}, [{area}, #8]
+         4:"
+    };
+}
+
+/// Leaves the address of the class's header on this CPU in `h`.
+macro_rules! header {
+    () => {
+        "ldrsw {t}, [{area}, #4]
+         ldr {h}, [{table}, {t}, lsl #3]
+         add {h}, {h}, {stopped}"
+    };
+}
+
+/// Ends a section (label 5) and adds its cold parts: the descriptor, in the ELF section where tools and tests find
+/// all of them, and the abort handler behind its signature. (librseq `rseq/arch/aarch64.h`.)
+macro_rules! leave {
+    ($on_abort:literal) => {
+        concat!(
+            "5:
+             .pushsection __rseq_cs, \"aw\", @progbits
+             .balign 32
+             3: .word 0, 0
+             .xword 4b, 5b - 4b, 6f
+             .popsection
+             .pushsection .text.unlikely.pcpalloc_rseq_abort, \"ax\", @progbits
+             .balign 4
+             .inst ",
+            "0xd428bc00",
+            "
+             6: ",
+            $on_abort,
+            "
+             .popsection"
+        )
+    };
+}
+
+const _: () = assert!(sys::RSEQ_SIGNATURE == u32::from_le(0xd428_bc00));
+
+/// Takes the block on top of this CPU's stack; 0 is a miss: the stack is empty, the CPU stopped or the section
+/// aborted.
+///
+/// ```text
+/// block = head.top[-1]
+/// if block is 0: return it               // the sentinel: empty, or stopped
+/// head.top -= 1                          // commit
+/// ```
+#[inline(always)]
+pub(super) fn pop(class: usize) -> *mut u8 {
+    pop_in(&TABLE, class)
+}
+
+/// As [`pop`], on the slow path, which finds stacks that are hidden, too.
+pub(super) fn pop_slow(class: usize) -> *mut u8 {
+    pop_in(table(), class)
+}
+
+/// As [`pop`], from a class's reserve.
+pub(super) fn pop_reserve(class: usize) -> *mut u8 {
+    pop_in(&RESERVES, RESERVE + class)
+}
+
+#[inline(always)]
+fn pop_in(table: &Table, class: usize) -> *mut u8 {
+    // A pointer from the start, so that the compiler sees the caller's test for null to be the same as ours.
+    let block: *mut u8;
+    // SAFETY: the section reads this CPU's header and the entry below its top, which exist for every CPU and
+    // for `STOPPED` (whose sentinel is 0, so that it is never written); it writes `rseq_cs` and the header.
+    // It completes on one CPU without another section of that CPU between, or has no effect.
+    unsafe {
+        asm!(
+            enter!(),
+            header!(),
+            "ldr {c}, [{h}]
+             ldr {block}, [{c}, #-8]!
+             cbz {block}, 5f
+             str {c}, [{h}]",
+            leave!("mov {block}, xzr
+                    b 5b"),
+            area = out(reg) _,
+            table = in(reg) table.entries(),
+            stopped = in(reg) stopped(class),
+            t = out(reg) _,
+            h = out(reg) _,
+            c = out(reg) _,
+            block = out(reg) block,
+            options(nostack),
+        );
+    }
+    block
+}
+
+/// Takes the block on top of this CPU's stack, unless the stack would then hold less than its floor.
+///
+/// ```text
+/// block = head.top[-1]
+/// if block is 0: return it
+/// if head.top <= floor: return refusal
+/// head.top -= 1                          // commit
+/// ```
+pub(super) fn pop_above_floor(class: usize) -> AboveFloor {
+    let table = table();
+    const REFUSED: usize = 1;
+    const ABORTED: usize = 2;
+    let block: usize;
+    // SAFETY: as for `pop`; the floor of a class is a fixed distance behind its header, in `STOPPED` too.
+    unsafe {
+        asm!(
+            enter!(),
+            header!(),
+            "ldr {c}, [{h}]
+             ldr {block}, [{c}, #-8]
+             cbz {block}, 5f
+             ldr {t}, [{h}, #{floor}]
+             cmp {c}, {t}
+             csinc {block}, {block}, xzr, hi
+             b.ls 5f
+             sub {c}, {c}, #8
+             str {c}, [{h}]",
+            leave!("mov {block}, #2
+                    b 5b"),
+            area = out(reg) _,
+            table = in(reg) table.entries(),
+            stopped = in(reg) stopped(class),
+            floor = const FLOOR * 16,
+            t = out(reg) _,
+            h = out(reg) _,
+            c = out(reg) _,
+            block = out(reg) block,
+            options(nostack),
+        );
+    }
+    match block {
+        0 => AboveFloor::Empty,
+        REFUSED => AboveFloor::Floor,
+        ABORTED => AboveFloor::Aborted,
+        block => AboveFloor::Block(block),
+    }
+}
+
+/// Puts a block on this CPU's stack; false if the stack is full, the CPU stopped or the section aborted.
+///
+/// # Safety
+/// `block` is a block of `class` that nobody uses.
+#[inline(always)]
+pub(super) unsafe fn push(class: usize, block: usize) -> bool {
+    // SAFETY: the caller's obligation; a header's second word is its limit.
+    unsafe { push_in::<8>(class, block) }
+}
+
+/// As [`push`], whether pushes are diverted or not.
+///
+/// # Safety
+/// As for [`push`].
+#[inline(always)]
+pub(super) unsafe fn push_observed(class: usize, block: usize) -> bool {
+    // SAFETY: the caller's obligation; the limit in force is beside the floor, in `STOPPED` too.
+    unsafe { push_in::<{ FLOOR * 16 + 8 }>(class, block) }
+}
+
+/// ```text
+/// if head.top >= head.limit: return false          // or floor.limit, the one in force: `observed.rs`
+/// head.top[0] = block
+/// head.top += 1                          // commit
+/// ```
+///
+/// # Safety
+/// As for [`push`]. `LIMIT` bytes behind a header is how far its stack may grow.
+#[inline(always)]
+unsafe fn push_in<const LIMIT: usize>(class: usize, block: usize) -> bool {
+    let table = &TABLE;
+    // SAFETY: as for `pop`; the entry written lies below the limit, so inside the array and above every entry
+    // in use. `STOPPED` has its top at its limit, so it is never written.
+    unsafe {
+        asm!(
+            enter!(),
+            header!(),
+            "ldr {c}, [{h}]
+             ldr {t}, [{h}, #{limit}]
+             cmp {c}, {t}
+             b.hs {miss}
+             str {block}, [{c}], #8
+             str {c}, [{h}]",
+            leave!("b {miss}"),
+            area = out(reg) _,
+            table = in(reg) table.entries(),
+            stopped = in(reg) stopped(class),
+            block = in(reg) block,
+            limit = const LIMIT,
+            t = out(reg) _,
+            h = out(reg) _,
+            c = out(reg) _,
+            miss = label { return false },
+            options(nostack),
+        );
+    }
+    true
+}
+
+/// Takes blocks from this CPU's stack into `out`; returns how many, 0 also if the section was aborted.
+///
+/// ```text
+/// top = head.top; n = 0
+/// while n < out.len() and top[-1] is not 0:
+///     out[n++] = *--top
+/// if n > 0: head.top = top               // commit
+/// ```
+pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
+    let table = table();
+    if out.is_empty() {
+        return 0;
+    }
+    let mut taken: usize;
+    // SAFETY: as for `pop`. `out` is the caller's own: what is written there before an abort is meaningless
+    // and not looked at.
+    unsafe {
+        asm!(
+            enter!(),
+            "mov {n}, xzr",
+            header!(),
+            "ldr {c}, [{h}]
+             7:
+             ldr {t}, [{c}, #-8]
+             cbz {t}, 8f
+             str {t}, [{out}, {n}, lsl #3]
+             sub {c}, {c}, #8
+             add {n}, {n}, #1
+             cmp {n}, {len}
+             b.lo 7b
+             8:
+             cbz {n}, 5f
+             str {c}, [{h}]",
+            leave!("mov {n}, xzr
+                    b 5b"),
+            area = out(reg) _,
+            table = in(reg) table.entries(),
+            stopped = in(reg) stopped(class),
+            out = in(reg) out.as_mut_ptr(),
+            len = in(reg) out.len(),
+            t = out(reg) _,
+            h = out(reg) _,
+            c = out(reg) _,
+            n = out(reg) taken,
+            options(nostack),
+        );
+    }
+    taken
+}
+
+/// Puts blocks on this CPU's stack, the last of them on top; returns how many, 0 also if the section was
+/// aborted. They are taken from the front of `blocks`.
+///
+/// ```text
+/// top = head.top; n = 0
+/// while n < blocks.len() and top < head.limit:
+///     *top++ = blocks[n++]
+/// if n > 0: head.top = top               // commit
+/// ```
+///
+/// # Safety
+/// All are blocks of `class` that nobody uses.
+pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
+    // SAFETY: the caller's obligation.
+    unsafe { push_batch_in(table(), class, blocks) }
+}
+
+/// As [`push_batch`], to a class's reserve.
+///
+/// # Safety
+/// As for [`push_batch`].
+pub(super) unsafe fn push_reserve(class: usize, blocks: &[usize]) -> usize {
+    // SAFETY: the caller's obligation.
+    unsafe { push_batch_in(&RESERVES, RESERVE + class, blocks) }
+}
+
+/// # Safety
+/// As for [`push_batch`].
+unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize {
+    if blocks.is_empty() {
+        return 0;
+    }
+    let mut put: usize;
+    // SAFETY: as for `push`. Entries above the top mean nothing, so those written before an abort do no harm.
+    unsafe {
+        asm!(
+            enter!(),
+            "mov {n}, xzr",
+            header!(),
+            "ldr {c}, [{h}]
+             7:
+             ldr {t}, [{h}, #8]
+             cmp {c}, {t}
+             b.hs 8f
+             ldr {t}, [{blocks}, {n}, lsl #3]
+             str {t}, [{c}], #8
+             add {n}, {n}, #1
+             cmp {n}, {len}
+             b.lo 7b
+             8:
+             cbz {n}, 5f
+             str {c}, [{h}]",
+            leave!("mov {n}, xzr
+                    b 5b"),
+            area = out(reg) _,
+            table = in(reg) table.entries(),
+            stopped = in(reg) stopped(class),
+            blocks = in(reg) blocks.as_ptr(),
+            len = in(reg) blocks.len(),
+            t = out(reg) _,
+            h = out(reg) _,
+            c = out(reg) _,
+            n = out(reg) put,
+            options(nostack),
+        );
+    }
+    put
+}
+
+/// Stops `cpu`, if this thread runs there; false if it does not, or the section was aborted.
+///
+/// ```text
+/// if rseq.cpu_id != cpu: return false
+/// TABLE[cpu] = 0                         // commit
+/// ```
+///
+/// The caller then has the CPU's stacks to itself without a fence: threads that were inside a section there
+/// are not running, since we are, and abort when they do; threads that come later load the table's entry
+/// inside their section, on the CPU where it was written or after a switch to it.
+///
+/// The caller holds the lock of the CPU's region, and starts the CPU again.
+pub(super) fn stop_here(cpu: usize) -> bool {
+    stop_here_in(table(), cpu)
+}
+
+/// As [`stop_here`], for the reserves of the CPU alone.
+pub(super) fn stop_reserves_here(cpu: usize) -> bool {
+    stop_here_in(&RESERVES, cpu)
+}
+
+fn stop_here_in(table: &Table, cpu: usize) -> bool {
+    // SAFETY: `cpu` is this thread's own id when the entry is written, so it is inside the table.
+    unsafe {
+        asm!(
+            enter!(),
+            "ldrsw {t}, [{area}, #4]
+             cmp {t}, {cpu}
+             b.ne {miss}
+             str xzr, [{table}, {t}, lsl #3]",
+            leave!("b {miss}"),
+            area = out(reg) _,
+            table = in(reg) table.entries(),
+            cpu = in(reg) cpu,
+            t = out(reg) _,
+            miss = label { return false },
+            options(nostack),
+        );
+    }
+    true
+}
+
+/// The CPU this thread runs on, as a hint; `None` if the thread has no rseq.
+pub(super) fn cpu() -> Option<usize> {
+    let id: i32;
+    let area = thread_pointer().wrapping_add_signed(offset());
+    // SAFETY: reads the id of this thread's area, which exists from the start.
+    unsafe {
+        asm!("ldr {id:w}, [{area}, #4]", id = out(reg) id, area = in(reg) area,
+                  options(nostack, preserves_flags, readonly))
+    };
+    usize::try_from(id).ok().filter(|&cpu| cpu < sys::MAX_CPUS)
+}

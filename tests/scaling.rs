@@ -1,0 +1,108 @@
+//! What a CPU more costs, and what threads have in common: `docs/scaling.md`.
+
+#![cfg(not(any(loom, pcpalloc_twin, miri)))]
+
+mod common;
+
+use std::sync::Barrier;
+
+use common::child::{self, Child};
+use common::{Block, HEAP, cpus, on_cpu, on_threads, scaled};
+use pcpalloc::debug::{CPU_BYTES, STACKS_BYTES, shared};
+use pcpalloc::{Mode, PcpAlloc};
+
+#[global_allocator]
+static GLOBAL: PcpAlloc = PcpAlloc::new();
+
+/// The page's table of costs has the numbers of the source.
+///
+/// Red if one of them changes: say 8 MiB for `CPU_BUDGET` (`src/percpu/regions.rs`).
+#[test]
+fn the_page_says_what_a_cpu_costs() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/scaling.md")).expect("the page");
+    let said = |what: &str| -> usize {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {what}"))).expect(what);
+        let number = row.split('|').nth(2).expect("a second column").trim().replace(' ', "");
+        number.parse().unwrap_or_else(|_| panic!("{what}: {number}"))
+    };
+    assert_eq!(said("headers"), CPU_BYTES.headers);
+    assert_eq!(said("small arrays"), CPU_BYTES.small_arrays);
+    assert_eq!(said("large arrays"), CPU_BYTES.large_arrays);
+    assert_eq!(said("blocks on stacks"), CPU_BYTES.stacked_blocks);
+    assert_eq!(said("blocks in transfer"), CPU_BYTES.transferred_blocks);
+    assert_eq!(CPU_BYTES.headers + CPU_BYTES.small_arrays + CPU_BYTES.large_arrays, STACKS_BYTES);
+}
+
+/// Threads that free what they have just allocated have nothing in common: once their stacks are there, they take no
+/// lock and move no batch, however many they are.
+///
+/// Red if stacks are not used: in `missed` (`src/percpu/capacity.rs`), return 0 before anything else.
+#[test]
+fn pairs_share_nothing() {
+    const NAME: &str = "pairs_share_nothing";
+    const THREADS: usize = 4;
+    child::body(NAME, |_| {
+        let sizes = [16, 100, 500, 1000, 3000];
+        let pairs = |rounds: usize| {
+            for round in 0..rounds {
+                drop(Block::new(sizes[round % sizes.len()], 8, round as u64).expect("there is memory"));
+            }
+        };
+        let (cpus, barrier) = (cpus(), &Barrier::new(THREADS + 1));
+        let rounds = scaled(5000);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let cpu = cpus[thread % cpus.len()];
+                scope.spawn(move || {
+                    assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu} can be had");
+                    pairs(100);
+                    barrier.wait();
+                    barrier.wait();
+                    pairs(rounds);
+                    barrier.wait();
+                    barrier.wait();
+                });
+            }
+            barrier.wait();
+            let before = shared();
+            barrier.wait();
+            barrier.wait();
+            let after = shared();
+            barrier.wait();
+            if HEAP.stats().mode != Mode::PerThread {
+                // Stacks shrink by one in 64 visits; nobody else is there to visit them.
+                let locks = after.stacks.taken - before.stacks.taken + after.slabs.taken - before.slabs.taken;
+                let moved = after.transfers - before.transfers + after.spares - before.spares;
+                assert!(locks + moved <= 20, "{THREADS} threads, {rounds} pairs each: {before:?} {after:?}");
+            }
+        });
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
+}
+
+/// The counts that the page's tables are of count: a drain takes the lock of each CPU's stacks, and a class that nobody
+/// has used takes that of its slabs.
+///
+/// Red if nothing is counted: in `Counters::taken` (`src/lock.rs`), return at once.
+#[test]
+fn locks_are_counted() {
+    const NAME: &str = "locks_are_counted";
+    child::body(NAME, |_| {
+        let cpus = cpus();
+        for &cpu in &cpus {
+            on_cpu(cpu, || drop(Block::new(100, 8, 1)));
+        }
+        let before = shared();
+        HEAP.drain(pcpalloc::Drain::All);
+        let drained = shared();
+        let at_least = if HEAP.stats().mode == Mode::PerThread { 0 } else { cpus.len() as u64 };
+        assert!(drained.stacks.taken >= before.stacks.taken + at_least, "{before:?} {drained:?}");
+        assert!(drained.slabs.taken > before.slabs.taken, "{before:?} {drained:?}");
+        drop(Block::new(777, 8, 1));
+        let used = shared();
+        assert!(used.slabs.taken > drained.slabs.taken && used.zones.taken > drained.zones.taken, "{used:?}");
+        on_threads([|| drop(Block::new(40_000, 8, 1))]);
+        assert!(shared().zones.taken > used.zones.taken);
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
+}
