@@ -2,8 +2,9 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -148,7 +149,8 @@ fn stalls_for_want_of_memory_are_heeded() {
         None => {
             until("memory is kept while there is enough", is_kept);
             let reliefs = vmstat("relief");
-            until("memory is given back while tasks stall", || vmstat("relief") > reliefs);
+            let pressed = stalls_come(|| vmstat("relief") > reliefs);
+            child::say("stalls", if pressed { "heeded" } else { "too few" });
         }
         Some((group, file)) => thrash(Path::new(group), Path::new(file)),
     });
@@ -164,21 +166,65 @@ fn stalls_for_want_of_memory_are_heeded() {
         let watching = child::Child::new(NAME, "").settings(&format!("pressure:on,{MARKS}")).run();
         // Whether that went well or not, the other child is to end. (It has made the file long ago.)
         let _ = fs::remove_file(directory.0.join("data"));
-        watching.succeeded();
+        let watching = watching.succeeded();
+        if watching.value("stalls") != "heeded" {
+            println!("skipped: the system never stalled for long enough: {watching:?}");
+        }
         stalling.join().unwrap();
     });
 }
 
-/// Moves into the group, writes a file larger than its limit, and reads it over and over until it is gone: every page
-/// has been reclaimed when its turn comes again.
+/// Whether tasks stalled for want of memory so long that `heeded` became true. False is a system that does not stall, whose
+/// disk is quick: the kernel's own account says that too little time was lost in every two seconds of a minute.
+fn stalls_come(heeded: impl Fn() -> bool) -> bool {
+    let began = Instant::now();
+    let mut accounts = VecDeque::new();
+    let mut stalled_at = None;
+    while !heeded() {
+        let now = Instant::now();
+        accounts.push_back((now, stalled()));
+        while now - accounts[0].0 > Duration::from_secs(2) {
+            accounts.pop_front();
+        }
+        // Half more than what the watcher asks for, since its windows begin elsewhere.
+        if accounts.back().unwrap().1 - accounts[0].1 > Duration::from_millis(300) {
+            stalled_at.get_or_insert(now);
+        }
+        let lasts = |since: Instant, seconds| now - since > Duration::from_secs(seconds);
+        assert!(!stalled_at.is_some_and(|at| lasts(at, 20)), "tasks stalled, and nothing happened; {}", HEAP.stats());
+        if stalled_at.is_none() && lasts(began, 60) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// How long some task has stalled for want of memory, since the system was started.
+fn stalled() -> Duration {
+    let text = fs::read_to_string("/proc/pressure/memory").expect("pressure stall information is there");
+    let some = text.lines().find(|line| line.starts_with("some")).expect("a line for some");
+    Duration::from_micros(some.rsplit('=').next().unwrap().parse().expect("a total"))
+}
+
+/// Moves into the group, writes a file larger than its limit, and reads it over and over from four places until it is
+/// gone: every page has been reclaimed when its turn comes again.
 fn thrash(group: &Path, file: &Path) {
+    const SIZE: usize = 64 * MIB;
     join(group);
     // Written from here, so that its pages count here.
     let mut data = fs::File::create_new(file).expect("a file can be made");
-    (0..64).for_each(|_| data.write_all(&vec![7; MIB]).expect("a file can be written"));
+    (0..SIZE / MIB).for_each(|_| data.write_all(&vec![7; MIB]).expect("a file can be written"));
     data.sync_all().expect("a file can be written");
-    let mut buffer = vec![0; 64 * KIB];
-    while let Ok(mut data) = fs::File::open(file) {
-        while data.read(&mut buffer).expect("a file can be read") > 0 {}
-    }
+    std::thread::scope(|scope| {
+        for reader in 0..4 {
+            scope.spawn(move || {
+                let mut buffer = vec![0; 64 * KIB];
+                while let Ok(mut data) = fs::File::open(file) {
+                    data.seek(SeekFrom::Start((reader * SIZE / 4) as u64)).expect("a file has places");
+                    while data.read(&mut buffer).expect("a file can be read") > 0 {}
+                }
+            });
+        }
+    });
 }

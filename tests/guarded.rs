@@ -8,6 +8,7 @@ mod common;
 use std::alloc::GlobalAlloc;
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use common::block::layout;
 use common::child::{self, Child, Outcome, in_a_fork, say};
@@ -201,6 +202,63 @@ fn other_handlers_are_called_and_other_faults_left_alone() {
     assert_eq!((outcome.value("own handler"), outcome.stderr.as_str()), ("called", ""), "{outcome:#?}");
     let outcome = run("elsewhere");
     assert_eq!((outcome.signal(), outcome.stderr.as_str()), (Some(libc::SIGSEGV), ""), "{outcome:#?}");
+}
+
+/// Bytes of a signal stack that a report may take beyond what the kernel needs for the signal: Rust gives threads 8 KiB in
+/// all, and the kernel's part is half of that with AVX-512.
+const REPORT_STACK: usize = 3 * KIB + KIB / 2;
+const PAINT: u8 = 0xa5;
+static SIGNAL_STACK: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+const SIGNAL_STACK_LEN: usize = 64 * KIB;
+
+extern "C" fn measuring_handler(_: libc::c_int) {
+    // SAFETY: the stack is the one that this handler runs on; what lies below it is nobody's.
+    let untouched = unsafe {
+        let stack = SIGNAL_STACK.load(Ordering::Relaxed);
+        (0..SIGNAL_STACK_LEN).take_while(|&n| stack.add(n).read_volatile() == PAINT).count()
+    };
+    let mut line = *b"\nused: 00000\n";
+    let mut used = SIGNAL_STACK_LEN - untouched;
+    for digit in line[7..12].iter_mut().rev() {
+        *digit = b'0' + (used % 10) as u8;
+        used /= 10;
+    }
+    // SAFETY: the buffer is valid; leaving like this is allowed in a handler.
+    unsafe {
+        libc::write(libc::STDOUT_FILENO, line.as_ptr().cast(), line.len());
+        libc::_exit(7);
+    }
+}
+
+/// A report has room on the signal stacks that Rust gives to threads, in a program that is not optimised, too.
+///
+/// Red if the buffers are on the stack: have `FileRoom::each_line_of` (`src/sys/fault.rs`) copy its two.
+#[test]
+fn a_report_takes_little_of_a_signal_stack() {
+    const NAME: &str = "a_report_takes_little_of_a_signal_stack";
+    child::body(NAME, |_| {
+        let stack = Box::leak(vec![PAINT; SIGNAL_STACK_LEN].into_boxed_slice()).as_mut_ptr();
+        SIGNAL_STACK.store(stack, Ordering::Relaxed);
+        let stack = libc::stack_t { ss_sp: stack.cast(), ss_flags: 0, ss_size: SIGNAL_STACK_LEN };
+        // SAFETY: the stack is nobody else's and lives on; both structures are valid.
+        unsafe {
+            assert_eq!(libc::sigaltstack(&stack, std::ptr::null_mut()), 0);
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = measuring_handler as *const () as usize;
+            action.sa_flags = libc::SA_ONSTACK;
+            assert_eq!(libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut()), 0);
+        }
+        let block = (0..1000).map(|_| allocated_here(|_| true)).find(|&block| debug::is_guarded(block));
+        freed_here(block.expect("a sample in twenty million"));
+        accessed_here(block.unwrap());
+    });
+    let outcome = Child::new(NAME, "").settings("guard:1/5000").run();
+    assert!(outcome.stderr.contains("freed by thread"), "{outcome:#?}");
+    // SAFETY: reads a number that the kernel has given to the process.
+    let kernel = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
+    let used = outcome.number("used");
+    println!("{used} bytes, {kernel} of them for the kernel");
+    assert!(used <= kernel.max(libc::MINSIGSTKSZ) + REPORT_STACK, "{used} bytes, {kernel} of them for the kernel");
 }
 
 /// About as many as asked for; none of more than a page; in a forked process, too.

@@ -19,6 +19,8 @@ use crate::slab;
 
 /// Tries of a section that is aborted over and over, in a storm of signals say, before it counts as a miss.
 const ATTEMPTS: usize = 64;
+/// Pushes that may put nothing before a stack counts as full.
+const FILL_ATTEMPTS: usize = 3;
 /// Most doublings of what a miss adds.
 const LEVEL_MAX: u8 = 4;
 
@@ -168,11 +170,14 @@ fn fill(
     push: impl Fn(&[usize]) -> usize,
 ) {
     let mut left = count.min(4 * CLASS[class].batch as usize);
+    // A push that puts nothing found the stack full, or was aborted.
+    let mut refused = 0;
     while left > 0 {
         let got = slab::alloc_bulk(stacks.node(), class, &mut blocks[..left.min(BATCH_MAX)]);
         let put = push(&blocks[..got]);
         slab::free_bulk(class, &blocks[put..got]);
-        if put == 0 {
+        refused += usize::from(put == 0);
+        if got == 0 || refused == FILL_ATTEMPTS {
             return;
         }
         left -= put;

@@ -99,11 +99,7 @@ unsafe extern "C" fn enter(signal: c_int, info: *mut libc::siginfo_t, context: *
         let before = (*BEFORE.0.get()).as_ref();
         match before.map_or(libc::SIG_DFL, |before| before.sa_sigaction) {
             // The access is tried again, and nobody stands in the way.
-            libc::SIG_DFL | libc::SIG_IGN => {
-                let mut action: libc::sigaction = core::mem::zeroed();
-                action.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &action, null_mut());
-            }
+            libc::SIG_DFL | libc::SIG_IGN => stand_aside(signal),
             function if before.is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0) => {
                 let function: unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
                     core::mem::transmute(function);
@@ -114,6 +110,17 @@ unsafe extern "C" fn enter(signal: c_int, info: *mut libc::siginfo_t, context: *
                 function(signal);
             }
         }
+    }
+}
+
+/// Has the system do with a signal what it does by itself. (A function, so that its room is not on the stack of a report.)
+#[inline(never)]
+fn stand_aside(signal: c_int) {
+    // SAFETY: the structure is valid when zero, and what it then says is the default.
+    unsafe {
+        let mut action: libc::sigaction = core::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        libc::sigaction(signal, &action, null_mut());
     }
 }
 
@@ -141,37 +148,49 @@ unsafe fn place(context: *mut c_void) -> (usize, Option<bool>) {
     (0, None)
 }
 
-/// Calls `each` with every line of a file, of which the first 512 bytes, until it returns false. May be called in the
-/// handler of a signal.
-pub(crate) fn each_line_of(path: &CStr, mut each: impl FnMut(&[u8]) -> bool) {
-    keep_errno(|| {
-        // SAFETY: the path is a C string.
-        let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-        if file < 0 {
-            return;
-        }
-        let (mut chunk, mut line, mut len) = ([0u8; 512], [0u8; 512], 0);
-        'file: loop {
-            // SAFETY: the buffer is valid for its length.
-            let got = unsafe { libc::read(file, chunk.as_mut_ptr().cast(), chunk.len()) };
-            if got <= 0 {
-                break;
+/// Room for a part of a file, and for a line of it.
+pub(crate) struct FileRoom {
+    chunk: [u8; 512],
+    line: [u8; 512],
+}
+
+impl FileRoom {
+    pub(crate) const fn new() -> FileRoom {
+        FileRoom { chunk: [0; 512], line: [0; 512] }
+    }
+
+    /// Calls `each` with every line of a file, of which the first 512 bytes, until it returns false. May be called in
+    /// the handler of a signal.
+    pub(crate) fn each_line_of(&mut self, path: &CStr, mut each: impl FnMut(&[u8]) -> bool) {
+        keep_errno(|| {
+            // SAFETY: the path is a C string.
+            let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+            if file < 0 {
+                return;
             }
-            for &byte in &chunk[..got as usize] {
-                if byte == b'\n' {
-                    if !each(&line[..len]) {
-                        break 'file;
+            let (chunk, line, mut len) = (&mut self.chunk, &mut self.line, 0);
+            'file: loop {
+                // SAFETY: the buffer is valid for its length.
+                let got = unsafe { libc::read(file, chunk.as_mut_ptr().cast(), chunk.len()) };
+                if got <= 0 {
+                    break;
+                }
+                for &byte in &chunk[..got as usize] {
+                    if byte == b'\n' {
+                        if !each(&line[..len]) {
+                            break 'file;
+                        }
+                        len = 0;
+                    } else if len < line.len() {
+                        line[len] = byte;
+                        len += 1;
                     }
-                    len = 0;
-                } else if len < line.len() {
-                    line[len] = byte;
-                    len += 1;
                 }
             }
-        }
-        // SAFETY: opened above.
-        unsafe { libc::close(file) };
-    });
+            // SAFETY: opened above.
+            unsafe { libc::close(file) };
+        });
+    }
 }
 
 /// Waits a little; in the handler of a signal, too.
@@ -181,22 +200,29 @@ pub(crate) fn pause() {
     keep_errno(|| unsafe { libc::nanosleep(&time, null_mut()) });
 }
 
-/// Whether a thread may report; others wait until it has.
-pub(crate) struct Turn(AtomicBool);
+/// Whether a thread may report, and the room for it, which signal stacks have little of; others wait until it has.
+pub(crate) struct Turn<T> {
+    taken: AtomicBool,
+    room: UnsafeCell<T>,
+}
 
-impl Turn {
-    pub(crate) const fn new() -> Turn {
-        Turn(AtomicBool::new(false))
+// SAFETY: the room is used by whoever has the turn, one thread at a time.
+unsafe impl<T: Send> Sync for Turn<T> {}
+
+impl<T> Turn<T> {
+    pub(crate) const fn new(room: T) -> Turn<T> {
+        Turn { taken: AtomicBool::new(false), room: UnsafeCell::new(room) }
     }
 
     /// Runs `f` while nobody else does. A thread that comes here again from within, or waits for more than two seconds,
     /// goes without.
-    pub(crate) fn take(&self, f: impl FnOnce()) {
+    pub(crate) fn take(&self, f: impl FnOnce(&mut T)) {
         for _ in 0..200 {
             // Acquire and Release, paired with each other: reports do not mix.
-            if !self.0.swap(true, Ordering::Acquire) {
-                f();
-                return self.0.store(false, Ordering::Release);
+            if !self.taken.swap(true, Ordering::Acquire) {
+                // SAFETY: `taken` was false, so nobody else has the room until it is false again.
+                f(unsafe { &mut *self.room.get() });
+                return self.taken.store(false, Ordering::Release);
             }
             pause();
         }

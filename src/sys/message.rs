@@ -13,6 +13,11 @@ impl Message {
         Message { bytes: [0; Self::CAPACITY], len: 0 }
     }
 
+    /// Begins anew.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     pub(crate) fn text(&mut self, text: &str) -> &mut Self {
         for &byte in text.as_bytes() {
             if self.len < Self::CAPACITY {

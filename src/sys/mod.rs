@@ -17,7 +17,7 @@
 //! | processors | `possible_cpus`, `each_cpu_of_node`, `each_node`, `node_distances`, `node_has_memory`, `prefer_node`, `current_cpu`, `current_cpu_and_node` |
 //! | ordering | `register_membarrier`, `fence_cpu` |
 //! | waiting | `futex_wait`, `futex_wake` |
-//! | bad accesses | `on_fault`, `stack_trace`, `each_line_of`, `Turn` |
+//! | bad accesses | `on_fault`, `stack_trace`, `FileRoom`, `Turn` |
 //! | memory tools | `tools` |
 //! | watching | `read_file`, `Trigger` |
 //! | rseq | `libc_rseq`, `register_rseq`, `unregister_rseq`, `rseq_aborts` |

@@ -124,17 +124,27 @@ pub(crate) fn on_fault(_handler: fn(&Fault)) -> bool {
     false
 }
 
-pub(crate) fn each_line_of(_path: &core::ffi::CStr, _each: impl FnMut(&[u8]) -> bool) {}
+pub(crate) struct FileRoom;
 
-pub(crate) struct Turn;
-
-impl Turn {
-    pub(crate) const fn new() -> Turn {
-        Turn
+impl FileRoom {
+    pub(crate) const fn new() -> FileRoom {
+        FileRoom
     }
 
-    pub(crate) fn take(&self, f: impl FnOnce()) {
-        f();
+    pub(crate) fn each_line_of(&mut self, _path: &core::ffi::CStr, _each: impl FnMut(&[u8]) -> bool) {}
+}
+
+pub(crate) struct Turn<T>(std::sync::Mutex<T>);
+
+impl<T> Turn<T> {
+    pub(crate) const fn new(room: T) -> Turn<T> {
+        Turn(std::sync::Mutex::new(room))
+    }
+
+    pub(crate) fn take(&self, f: impl FnOnce(&mut T)) {
+        if let Ok(mut room) = self.0.try_lock() {
+            f(&mut room);
+        }
     }
 }
 
