@@ -81,9 +81,9 @@ fn idle_threads_cost_next_to_nothing() {
         }
         let cpus = cpus().len();
         assert!(of_many < 5 * cpus * MIB, "{many:#?}");
-        // Four times as many threads; four times as much would be 12 MiB and more.
-        let tolerance = of_few / 2 + MIB;
-        assert!(of_many.abs_diff(of_few) <= tolerance, "{fewer:#?} {many:#?}");
+        // Four times as many threads; four times as much would be 12 MiB and more. On a busy machine fewer of them come
+        // to use the heap at once.
+        assert!(of_many <= 2 * of_few + MIB, "{fewer:#?} {many:#?}");
         assert!(many.number("in use") < MIB, "what the threads have freed is not in use: {many:#?}");
     }
     // Stacks of threads are what they are; those of threads that have ended hold nothing.
