@@ -29,6 +29,11 @@ pub(crate) const SLAB_MAX: usize = 32 << 10;
 /// Most blocks moved between a stack and the layer behind it in one go.
 pub(crate) const BATCH_MAX: usize = 63;
 
+/// Bytes in a cache line.
+pub(crate) const LINE: usize = 64;
+/// Cache lines over which small blocks are spread.
+const SPREAD_LINES: usize = 8;
+
 /// Bytes of bookkeeping per page; a slab's header and bitmap fill what belongs to its pages.
 pub(crate) const DESCRIPTOR: usize = 64;
 
@@ -140,6 +145,10 @@ pub(crate) struct Class {
     pub capacity: u16,
     /// Most that the capacity may grow to.
     pub capacity_max: u16,
+    /// Blocks that begin in a cache line, and lines over which blocks that are handed out one after the other are
+    /// spread: 1 for both where no two blocks begin in a line.
+    pub blocks_in_line: u8,
+    pub spread_lines: u8,
     /// ceil(2^32 / size): turns an offset in a slab into a block number by a multiplication.
     reciprocal: u32,
 }
@@ -177,14 +186,20 @@ impl Class {
         } else {
             slab_shape(size)
         };
+        let in_line = if size < LINE { LINE.div_ceil(size) } else { 1 };
+        let spread = if in_line == 1 { 1 } else { clamp(BATCH_MAX / in_line, 1, SPREAD_LINES) };
+        let first = clamp((16 << 10) / size, if size > SLAB_MAX { 1 } else { 4 }, 32);
         Class {
             size: size as u32,
             blocks: blocks as u16,
             pages: pages as u16,
             order: order as u8,
             batch: clamp((32 << 10) / size, if size > SLAB_MAX { 1 } else { 2 }, BATCH_MAX) as u8,
-            capacity: clamp((16 << 10) / size, if size > SLAB_MAX { 1 } else { 4 }, 32) as u16,
+            // A refill is half of it.
+            capacity: clamp(first, 2 * spread * in_line, usize::MAX) as u16,
             capacity_max: clamp((256 << 10) / size, 1, 2048) as u16,
+            blocks_in_line: in_line as u8,
+            spread_lines: spread as u8,
             reciprocal: (1u64 << 32).div_ceil(size as u64) as u32,
         }
     }
