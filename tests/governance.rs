@@ -108,6 +108,46 @@ fn stats_agree_with_the_kernel() {
     drop(holes);
 }
 
+/// A heap of 64 MiB and more takes memory that is cold by units of 2 MiB, each by one call; what it has ahead is free and
+/// counted. A smaller one takes no more than its blocks need.
+///
+/// Positive control: have `is_due` in `src/zone/huge.rs` return false, or leave `LARGE_HEAP` out of it.
+#[test]
+fn a_large_heap_takes_memory_by_units() {
+    const NAME: &str = "a_large_heap_takes_memory_by_units";
+    child::body(NAME, |_| {
+        // Blocks of a page and more, for which nothing is given memory ahead otherwise.
+        let mut live: Vec<Vec<u8>> = Vec::with_capacity(1 << 15);
+        live.resize_with(1 << 15, Vec::new);
+        live.clear();
+        let mut grow_to = |bytes: usize| {
+            while GLOBAL.stats().in_use < bytes {
+                live.extend((0..100).map(|n| vec![n; 8192]));
+            }
+        };
+        grow_to(40 * MIB);
+        child::say("small heap", vmstat("pgpopulate") * 4096);
+        grow_to(80 * MIB);
+        let (before, began) = (vmstat("pgpopulate") * 4096, GLOBAL.stats());
+        let other = anonymous().saturating_sub(began.resident);
+        grow_to(180 * MIB);
+        let stats = GLOBAL.stats();
+        child::say("large heap", vmstat("pgpopulate") * 4096 - before);
+        child::say("grown by", stats.in_use - began.in_use);
+        child::say("ahead", stats.free_resident);
+        child::say("unsaid", (stats.resident + other).abs_diff(anonymous()));
+    });
+    // Without the worker, which would give back what has lain there for a second of a busy machine.
+    for settings in ["worker:off", "worker:off,thp:always", "worker:off,thp:never"] {
+        let outcome = child::Child::new(NAME, "").settings(settings).run().succeeded();
+        println!("{settings}: {outcome:?}");
+        assert!(outcome.number("small heap") < MIB, "{outcome:?}");
+        let (taken, grown) = (outcome.number("large heap"), outcome.number("grown by"));
+        assert!(taken > grown / 10 * 8 && taken < grown + grown / 10, "{outcome:?}");
+        assert!(outcome.number("ahead") <= 6 * MIB && outcome.number("unsaid") < 4 * MIB, "{outcome:?}");
+    }
+}
+
 /// Counters of what is asked of the system move when it is asked, and what waits for a reader is in use and said to wait.
 ///
 /// Positive control: leave `COUNTERS.released` alone in `Zone::release_free` (`src/zone/node.rs`); or have `settle` in

@@ -181,7 +181,8 @@ mod tests {
     #[test]
     fn neighbours_in_time_are_none_in_memory() {
         for class in &CLASS[..CLASSES] {
-            let (size, lines, in_line) = (class.size as usize, class.spread_lines as usize, class.blocks_in_line as usize);
+            let (size, lines, in_line) =
+                (class.size as usize, class.spread_lines as usize, class.blocks_in_line as usize);
             for count in 0..=BATCH_MAX {
                 let blocks: Vec<usize> = (0..count).map(|n| 0x10_0000 + n * size).collect();
                 let mut order = [0; BATCH_MAX];

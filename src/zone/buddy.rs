@@ -264,6 +264,16 @@ impl Buddy {
         Some(page..page + (1 << order))
     }
 
+    /// Takes `1 << order` cold pages out, out of the smallest block that is large enough, to be given memory; the caller
+    /// returns them with [`Buddy::free`].
+    pub(crate) fn take_cold_unit(&mut self, order: u32) -> Option<Range<u32>> {
+        let found = (order..ORDERS as u32).find(|&order| self.cold[order as usize].head != NONE)?;
+        let page = self.cold[found as usize].head;
+        let page = self.split(page, found, 1 << order, order);
+        self.free -= 1 << order;
+        Some(page..page + (1 << order))
+    }
+
     /// Takes a free block out of which some pages have memory behind them and some have not, to be given it in full;
     /// the caller returns it with [`Buddy::free`]. Looks at the first few of each order, the larger ones first. Says
     /// how many of its pages are warm.

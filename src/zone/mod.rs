@@ -9,6 +9,7 @@
 mod bell;
 mod buddy;
 mod counters;
+mod huge;
 mod marks;
 mod meta;
 mod node;
@@ -23,13 +24,13 @@ pub(crate) mod mapping_cache;
 pub(crate) use bell::BELL;
 pub(crate) use buddy::{MAX_ORDER, Purpose};
 pub(crate) use counters::COUNTERS;
+pub use huge::HugePages;
 pub(crate) use marks::{HOLES, MARKS, free_in_zones, free_resident, resident};
 pub(crate) use meta::META;
 pub(crate) use node::{Run, nodes, nodes_from, note_distances, note_node, pages_for, release, release_from_zones};
 #[cfg(test)]
 pub(crate) use pages::Descriptor;
 pub(crate) use pages::{TAG_GUARD, TAG_RUN};
-pub use reservation::HugePages;
 pub(crate) use reservation::Zone;
 pub(crate) use shadow::{FILLED, LIVE};
 

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use super::bell::BELL;
 use super::buddy::{MAX_ORDER, ORDERS, Purpose};
 use super::counters::COUNTERS;
+use super::huge;
 use super::mapping_cache;
 use super::marks::MARKS;
 use super::reservation::Zone;
@@ -111,8 +112,15 @@ impl Node {
         if order > MAX_ORDER {
             return None;
         }
+        let mut ahead = true;
         loop {
             if let Some(run) = self.alloc_free(pages, align, order, purpose) {
+                if run.warm == 0 && ahead && huge::is_due(pages) && run.zone.populate_unit() {
+                    // Once: what another thread takes of it meanwhile is not made up for.
+                    ahead = false;
+                    run.zone.free(run.page, pages, 0);
+                    continue;
+                }
                 sys::tools::open(run.address().as_ptr(), (pages as usize) << PAGE_SHIFT);
                 if run.warm < pages && MARKS.is_limited() && !MARKS.admits(0, (pages as usize) << PAGE_SHIFT) {
                     run.zone.free(run.page, pages, 0);
@@ -221,6 +229,13 @@ impl Zone {
             populated += more;
         }
         populated
+    }
+
+    /// Gives memory to a whole unit of free cold pages; false if there is none, or the system refuses.
+    fn populate_unit(&self) -> bool {
+        let Some(unit) = self.with_buddy(|buddy| buddy.take_cold_unit(huge::UNIT_ORDER)) else { return false };
+        // SAFETY: the unit is committed, free, and out of the buddy, so it is ours.
+        unsafe { huge::populate_unit(self.address_of(unit.start), || self.populate_block(unit, 0).is_some()) }
     }
 
     /// Gives memory to a block that is out of the buddy, of which so many pages have some, and puts it back; returns

@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use super::bell::BELL;
 use super::buddy::{Buddy, MAX_ORDER, Purpose, Taken};
 use super::counters::COUNTERS;
+use super::huge;
 use super::marks::MARKS;
 #[cfg(feature = "capi")]
 use super::pages::TAG_NONE;
@@ -68,48 +69,6 @@ pub(crate) struct Zone {
     resident: AtomicU32,
     growth: Lock<()>,
     buddy: Lock<Buddy>,
-}
-
-/// Resident bytes from which on [`HugePages::Auto`] asks for huge pages.
-const HUGE_FROM: usize = 4 << 30;
-
-/// Asks for huge pages in new address space, or for none, as the setting says.
-///
-/// Left alone, they are asked for once the heap is so large that its page tables no longer fit into caches. Before that
-/// they cost more than they bring: clearing one takes as long as 512 faults at best, and several times as long where the
-/// system has to move memory about for it, or a virtual machine has to get it from its host first; and what of it is not
-/// used is resident all the same.
-///
-/// # Safety
-/// The range is committed and belongs to the caller.
-unsafe fn advise(start: NonNull<u8>, len: usize, resident: usize) {
-    let wanted = match MARKS.huge_pages.load(Ordering::Relaxed) {
-        x if x == HugePages::Always as u8 => Some(true),
-        x if x == HugePages::Never as u8 => Some(false),
-        _ => (resident >= HUGE_FROM).then_some(true),
-    };
-    if let Some(huge) = wanted {
-        // SAFETY: the caller's obligation.
-        unsafe { sys::advise_huge(start, len, huge) };
-    }
-}
-
-/// Whether the system is asked for huge pages.
-///
-/// On a virtual machine of 2 CPUs whose free pages are its host's, filling 512 MiB with huge pages everywhere took 3.0
-/// times as long as without, and random reads of it 0.8 times; with a low mark that had it populated ahead, without huge
-/// pages, filling took 0.46 times as long (`cargo bench --bench settings`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum HugePages {
-    /// For the growth of a heap that has 4 GiB resident already; smaller ones are left to the system's own setting.
-    #[default]
-    Auto,
-    /// For everything.
-    Always,
-    /// Nowhere, whatever the system's setting.
-    Never,
 }
 
 impl Zone {
@@ -363,7 +322,7 @@ impl Zone {
         self.committed.store(range.end, Ordering::Relaxed);
         COUNTERS.growths.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the range was committed just now and belongs to the zone.
-        unsafe { advise(self.address_of(range.start), step, super::resident()) };
+        unsafe { huge::advise(self.address_of(range.start), step) };
         self.with_buddy(|buddy| buddy.add(range));
         BELL.grew();
         true

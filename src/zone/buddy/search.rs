@@ -77,7 +77,7 @@ impl Buddy {
     }
 
     /// Takes a free block out, and gives back what of it is not needed.
-    fn split(&mut self, mut page: u32, found: u32, count: u32, order: u32) -> u32 {
+    pub(super) fn split(&mut self, mut page: u32, found: u32, count: u32, order: u32) -> u32 {
         self.unlink(page, found);
         for half in (order..found).rev() {
             let (low, high) = (page, page + (1 << half));

@@ -111,9 +111,18 @@ impl World {
     }
 
     /// Gives memory to a block that has none, or too little.
-    fn heat(&mut self, most: Option<u32>) {
-        let block = match most {
-            Some(most) => {
+    fn heat(&mut self, what: Heat) {
+        let block = match what {
+            Heat::Unit(order) => {
+                let unit = self.buddy.take_cold_unit(order);
+                let untouched = |start: u32| (start..start + (1 << order)).all(|p| !self.touched[p as usize]);
+                match &unit {
+                    Some(unit) => assert!(unit.end - unit.start == 1 << order && untouched(unit.start)),
+                    None => assert!(self.buddy.cold[order as usize..].iter().all(|list| list.blocks == 0)),
+                }
+                unit
+            }
+            Heat::Cold(most) => {
                 let small = self.buddy.cold[..=most as usize].iter().any(|list| list.blocks > 0);
                 let block = self.buddy.take_cold(most);
                 if let Some(block) = &block {
@@ -123,7 +132,7 @@ impl World {
                 assert!(block.is_some() || self.buddy.cold.iter().all(|list| list.blocks == 0));
                 block
             }
-            None => self.buddy.take_partly_warm().map(|(block, warm)| {
+            Heat::Partly => self.buddy.take_partly_warm().map(|(block, warm)| {
                 let touched = block.clone().filter(|&p| self.touched[p as usize]).count() as u32;
                 assert!(warm == touched && 0 < warm && warm < block.end - block.start);
                 block
@@ -145,7 +154,7 @@ impl World {
             Step::Extend(nth, more) => self.extend(nth, more),
             Step::Cool(least) => self.cool(least),
             Step::Ask => self.ask(),
-            Step::Heat(most) => self.heat(most),
+            Step::Heat(what) => self.heat(what),
         }
         // As many as `check` counts below.
         self.least = self.least.min(self.buddy.free_warm_pages());
@@ -169,7 +178,14 @@ enum Step {
     Extend(usize, u32),
     Cool(u32),
     Ask,
-    Heat(Option<u32>),
+    Heat(Heat),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Heat {
+    Partly,
+    Cold(u32),
+    Unit(u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -180,7 +196,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<usize>(), 1u32..200).prop_map(|(i, n)| Step::Extend(i, n)),
         1 => (0u32..4).prop_map(Step::Cool),
         1 => Just(Step::Ask),
-        1 => prop::option::of(0u32..=MAX_ORDER).prop_map(Step::Heat),
+        1 => Just(Step::Heat(Heat::Partly)),
+        1 => (0u32..=MAX_ORDER).prop_map(|most| Step::Heat(Heat::Cold(most))),
+        1 => (0u32..=MAX_ORDER).prop_map(|order| Step::Heat(Heat::Unit(order))),
     ]
 }
 
@@ -212,7 +230,7 @@ fn every_short_sequence_agrees_with_the_oracle() {
         Step::Free(1, 1),
         Step::Extend(0, 1),
         Step::Cool(0),
-        Step::Heat(None),
+        Step::Heat(Heat::Partly),
     ];
     let mut sequences = 0;
     for number in 0..STEPS.len().pow(4) {
