@@ -196,7 +196,7 @@ impl Class {
             order: order as u8,
             batch: clamp((32 << 10) / size, if size > SLAB_MAX { 1 } else { 2 }, BATCH_MAX) as u8,
             // A refill is half of it.
-            capacity: clamp(first, 2 * spread * in_line, usize::MAX) as u16,
+            capacity: clamp(first, if in_line > 1 { 2 * spread * in_line } else { 1 }, usize::MAX) as u16,
             capacity_max: clamp((256 << 10) / size, 1, 2048) as u16,
             blocks_in_line: in_line as u8,
             spread_lines: spread as u8,

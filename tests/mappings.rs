@@ -134,7 +134,8 @@ fn zeroed_blocks_are_zero() {
         unsafe {
             let block = HEAP.alloc_zeroed(layout);
             assert_eq!(vmstat("mapping_reuse"), reused + 1);
-            assert!(resident() < before + MIB, "{} KiB more", (resident() - before) / KIB);
+            // What the test itself takes may come by a unit of 2 MiB.
+            assert!(resident() < before + 4 * MIB, "{} KiB more", (resident() - before) / KIB);
             assert!((0..100).all(|n| block.add(n * MIB).read() == 0));
             HEAP.dealloc(block, layout);
         }

@@ -1,6 +1,9 @@
 //! How large each stack may be: grown by misses, paid for by idle stacks, bounded per region.
 //!
-//! A stack starts with no capacity and gets its class's first when it is first used. It doubles when it runs
+//! A stack starts with no capacity and gets its class's first when it is first used; one whose blocks are runs of their
+//! own, when one is asked for soon after one was freed, for blocks kept of many such sizes lie between others like rocks,
+//! and their zones could have used the room. (Where every block is looked at when it is freed and handed out, it is kept
+//! in any case.) It doubles when it runs
 //! empty after it ran full (the program goes to and fro by more than it holds), and while it cannot take two
 //! batches. All capacities of a region together stay within its budget of bytes; a stack that needs more
 //! takes it from stacks that have not moved since the hand of a clock last came by, which lose all they
@@ -12,6 +15,7 @@
 
 use core::sync::atomic::Ordering;
 
+use super::hidden::are_hidden;
 use super::region::{Book, Event, FLOOR, Region, Stack};
 use crate::size_class::{CLASS, CLASSES, block_size};
 use crate::slab;
@@ -21,6 +25,27 @@ use crate::slab::transfer::{BatchBox, Bundle};
 const TICK: usize = 64;
 /// Most stacks that are emptied for the sake of one.
 const VICTIMS: usize = 4;
+
+/// Visits to the slow path, of stacks of runs that have no capacity, within which a block that is asked for after one was
+/// freed comes soon.
+const SOON: u16 = 8;
+/// So many times in a row it comes so soon not by chance.
+const OFTEN: u8 = 6;
+
+impl Book {
+    /// Whether blocks of a class, whose blocks are runs and whose stack has no capacity, come and go in quick succession.
+    fn comes_again(&mut self, class: usize, event: Event) -> bool {
+        self.turn = self.turn.wrapping_add(1);
+        let stack = &mut self.stacks[class];
+        if event == Event::Full {
+            stack.freed_at = self.turn;
+            return false;
+        }
+        let soon = stack.last == Event::Full && self.turn.wrapping_sub(stack.freed_at) <= SOON;
+        stack.soon = if soon { stack.soon + 1 } else { 0 };
+        stack.soon >= OFTEN
+    }
+}
 
 /// How the stacks of a region are had for oneself while one of them moves or is emptied.
 pub(super) trait Exclusive {
@@ -41,7 +66,7 @@ impl Region {
         let stack = book.stacks[class];
         let capacity = stack.capacity as usize;
         let wanted = if capacity == 0 {
-            fixed.capacity as usize
+            if fixed.is_run() && !are_hidden() && !book.comes_again(class, event) { 0 } else { fixed.capacity as usize }
         } else if (event == Event::Empty && stack.last == Event::Full) || capacity < 2 * fixed.batch as usize {
             (2 * capacity).min(fixed.capacity_max as usize)
         } else {
@@ -57,6 +82,15 @@ impl Region {
         }
         let capacity = book.stacks[class].capacity as usize;
         if capacity == 0 { 0 } else { (capacity / 2).clamp(1, fixed.batch as usize) }
+    }
+
+    /// Gives the stack of `class` its first capacity, if it has none, whatever the program does.
+    pub(super) fn ensure_capacity(&self, class: usize, exclusive: &impl Exclusive) {
+        if let Some(mut book) = self.book.try_lock()
+            && book.stacks[class].capacity == 0
+        {
+            self.grow(&mut book, class, CLASS[class].capacity as usize, exclusive);
+        }
     }
 
     fn grow(&self, book: &mut Book, class: usize, capacity: usize, exclusive: &impl Exclusive) {
@@ -228,6 +262,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Runs of one size that come and go are kept; those of many sizes by turns are not, whatever the turns.
+    ///
+    /// Red if `comes_again` is true at the first time, or looks at how long ago the last free was no more.
+    #[test]
+    fn runs_are_kept_that_come_again_soon() {
+        let capacity = |region: &Region, class: usize| region.book.lock().stacks[class].capacity;
+        let runs = CLASSES - 24..CLASSES;
+        let pair = |region: &Region, class: usize| {
+            region.missed(class, Event::Empty, &Alone);
+            region.missed(class, Event::Full, &Alone);
+        };
+        let region = Region::new(4 << 20).unwrap();
+        (0..=OFTEN).for_each(|_| pair(region, runs.start));
+        assert!(capacity(region, runs.start) > 0);
+        let region = Region::new(4 << 20).unwrap();
+        (0..1000).for_each(|n| pair(region, runs.start + n % runs.len()));
+        assert!(runs.clone().all(|class| capacity(region, class) == 0));
+        // By chance the same comes twice, but not often.
+        let mut random = 7u64;
+        for _ in 0..10_000 {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            pair(region, runs.start + (random >> 33) as usize % runs.len());
+        }
+        let kept = runs.clone().filter(|&class| capacity(region, class) > 0).count();
+        assert!(kept < runs.len() / 4, "{kept} of {}", runs.len());
+        region.ensure_capacity(runs.end - 1, &Alone);
+        assert_eq!(capacity(region, runs.end - 1), CLASS[runs.end - 1].capacity);
     }
 
     #[test]

@@ -151,6 +151,7 @@ pub(super) fn satisfy(stacks: &Stacks) {
         }
         if level & MISSED != 0 {
             let level = (level & !MISSED) + 1;
+            region.ensure_capacity(class, stacks);
             region.missed(class, Event::Empty, stacks);
             // SAFETY: as above.
             fill(stacks, class, 4 << level, &mut blocks, |blocks| unsafe { stacks.push_batch(class, blocks) });

@@ -99,6 +99,8 @@ pub(super) struct Book {
     pub(super) budget: usize,
     /// Where the search for an idle stack goes on.
     pub(super) hand: usize,
+    /// Visits to the slow path of stacks of runs that have no capacity.
+    pub(super) turn: u16,
     pub(super) reserves: [Reserve; CLASSES],
     /// First word of the array on the deferred stack.
     pub(super) deferred: *mut usize,
@@ -151,6 +153,10 @@ pub(super) struct Stack {
     pub(super) capacity: u16,
     pub(super) large: bool,
     pub(super) last: Event,
+    /// The book's `turn` when a block was freed for which the stack, of runs, had no capacity.
+    pub(super) freed_at: u16,
+    /// How often in a row one was asked for soon after that.
+    pub(super) soon: u8,
     /// `top` as it was when the hand last came by.
     pub(super) seen: *mut usize,
 }
