@@ -42,7 +42,7 @@ impl Book {
             return false;
         }
         let soon = stack.last == Event::Full && self.turn.wrapping_sub(stack.freed_at) <= SOON;
-        stack.soon = if soon { stack.soon + 1 } else { 0 };
+        stack.soon = if soon { stack.soon.saturating_add(1) } else { 0 };
         stack.soon >= OFTEN
     }
 }
@@ -291,6 +291,22 @@ mod tests {
         assert!(kept < runs.len() / 4, "{kept} of {}", runs.len());
         region.ensure_capacity(runs.end - 1, &Alone);
         assert_eq!(capacity(region, runs.end - 1), CLASS[runs.end - 1].capacity);
+    }
+
+    /// Where the budget has no room for them, runs may come and go for as long as they like.
+    ///
+    /// Red if `comes_again` adds to `soon` without an end.
+    #[test]
+    fn runs_beyond_the_budget_are_counted_and_not_kept() {
+        let runs = CLASSES - 1;
+        let region = Region::new(block_size(runs) / 2).unwrap();
+        // Not a visit at which an idle stack is looked for.
+        region.counters.refills.store(1, Ordering::Relaxed);
+        for _ in 0..1000 {
+            assert_eq!(region.missed(runs, Event::Empty, &Alone), 0);
+            assert_eq!(region.missed(runs, Event::Full, &Alone), 0);
+        }
+        assert_eq!(region.book.lock().stacks[runs].soon, u8::MAX);
     }
 
     #[test]
