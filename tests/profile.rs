@@ -283,7 +283,10 @@ fn drains_take_what_lies_below_marks() {
     profile::start(&Options::new().interval(1)).expect("it can be observed");
     for size in [24, 200, 3000, 40_000] {
         let layout = Layout::from_size_align(size, 8).expect("a layout");
-        let blocks: Vec<_> = (0..20).map(|_| common::Block::new(size, 8, 1).expect("there is memory")).collect();
+        let block = || common::Block::new(size, 8, 1).expect("there is memory");
+        // One at a time, for the largest are kept only if they come and go.
+        (0..20).for_each(|_| drop(block()));
+        let blocks: Vec<_> = (0..20).map(|_| block()).collect();
         drop(blocks);
         let cached = HEAP.stats().percpu_cached;
         // The reclaimer, the worker and the test harness free things, too, so what is left is looked at more than once.
