@@ -330,3 +330,65 @@ fn the_environment_starts_it() {
     assert_eq!(run("thp:never").value("interval"), "0");
     assert!(run("profile:much").stderr.contains("profile:much"));
 }
+
+const AT_EXIT: &str = "the_file_is_written_at_exit";
+
+/// One file a process, in the format of its name; none by a child that would write over its parent's.
+///
+/// Red if `in_process` (`src/profile/at_exit.rs`) forgets which process asked, or `want` that a path asks for a profile.
+#[test]
+fn the_file_is_written_at_exit() {
+    child::body(AT_EXIT, |_| {
+        let blocks: Vec<Vec<u8>> = (0..2000).map(|_| vec![1; 4096]).collect();
+        std::mem::forget(blocks);
+        // SAFETY: the new process leaves at once, by the C library's `exit`, which is what is to be seen; `status` is valid
+        // for the write.
+        unsafe {
+            let process = libc::fork();
+            if process == 0 {
+                libc::exit(0);
+            }
+            let mut status = -1;
+            assert_eq!(libc::waitpid(process, &mut status, 0), process);
+            assert_eq!(status, 0, "how the child ended");
+            say("processes", format!("{} {process}", std::process::id()));
+        }
+    });
+    let directory = std::env::temp_dir().join(format!("pcpalloc-at-exit-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory for temporary files");
+    let run = |settings: &str, name: &str| {
+        let path = directory.join(name).display().to_string();
+        let outcome = Child::new(AT_EXIT, "").settings(&format!("{settings}profile_to:{path}")).run().succeeded();
+        let files: Vec<_> = outcome
+            .value("processes")
+            .split(' ')
+            .map(|process| path.replace("%p", process))
+            .map(|path| (std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}: {outcome:#?}")), path))
+            .collect();
+        (outcome, files)
+    };
+    let lines = |stderr: &str| stderr.lines().filter(|line| line.starts_with("pcpalloc: profile: written to ")).count();
+
+    let (outcome, files) = run("profile:64k,", "heap.%p.pb.gz");
+    assert_eq!(lines(&outcome.stderr), 2, "{outcome:#?}");
+    assert_ne!(files[0].1, files[1].1);
+    for (file, path) in files {
+        let read = Read_::of_file(&file);
+        assert_eq!(read.0.period, 64 << 10, "{path}");
+        let live: f64 = read.site("collect", View::Live).values().map(|(_, bytes)| bytes).sum();
+        assert!((6e6..11e6).contains(&live), "{path}: {live}");
+    }
+    let (outcome, files) = run("", "heap.json");
+    assert_eq!(lines(&outcome.stderr), 1, "by the one that was asked: {outcome:#?}");
+    let file: serde_json::Value = serde_json::from_slice(&files[0].0).expect("JSON");
+    assert_eq!(file["dhatFileVersion"], 2);
+    let (_, files) = run("profile:16k,", "heap.folded");
+    let text = String::from_utf8(files[0].0.clone()).expect("text");
+    assert!(text.lines().all(|line| line.rsplit_once(' ').is_some_and(|(_, bytes)| bytes.parse::<u64>().is_ok())));
+
+    let nowhere = Child::new(AT_EXIT, "").settings("profile_to:/nowhere/heap.json").run().succeeded();
+    assert!(nowhere.stderr.contains("profile: not written to /nowhere/heap.json: No such file"), "{nowhere:#?}");
+    let nothing = Child::new(AT_EXIT, "").settings("profile_to:").run().succeeded();
+    assert!(nothing.stderr.contains("\"profile_to:\" is left out"), "{nothing:#?}");
+    std::fs::remove_dir_all(directory).expect("the files");
+}

@@ -91,7 +91,7 @@ impl Watermarks {
 ///
 /// The environment variable `PCPALLOC_CONF` overrides it, setting by setting:
 /// `PCPALLOC_CONF="limit:2g,min:0,low:8m,high:64m,thp:never,worker:off,cgroup:on,pressure:on,profile:512k"`. Sizes take
-/// `k`, `m`, `g`; `cgroup` also takes a directory; `profile` takes the feature of that name; `latency`, `leaks`,
+/// `k`, `m`, `g`; `cgroup` also takes a directory; `profile`, and `profile_to`, a path, take the feature `profile`; `latency`, `leaks`,
 /// `stats`, `membarrier` and `process_madvise` are on or off; `rseq` is `auto`, `libc` or `off`. `hardened:1` is all of [`Hardening::ALL`],
 /// `hardened:random+guard` some by name; `guard:1/5000` samples one allocation in 5000. What cannot be understood is
 /// reported on standard error and left as it was.
@@ -112,6 +112,7 @@ pub struct Config {
     guarded: u32,
     /// Bytes from sample to sample; 0 for none.
     profile: usize,
+    profile_to: Option<&'static [u8]>,
     latency: bool,
     leaks: bool,
     stats: bool,
@@ -140,6 +141,7 @@ impl Config {
             hardening: Hardening::NONE,
             guarded: 0,
             profile: 0,
+            profile_to: None,
             latency: false,
             leaks: false,
             stats: false,
@@ -257,6 +259,20 @@ impl Config {
         self
     }
 
+    /// Has the profile written to a file when the process exits, and the heap profiled from the start, by a sample in
+    /// 512 KiB unless [`Config::profile`] says otherwise.
+    ///
+    /// The path's end says how: `.json` for DHAT's viewer, `.folded` for flame graphs (of the peak), anything else
+    /// for pprof, gzipped. `%p` in it becomes the process's number; without, children of a `fork` write nothing. A line on
+    /// standard error names the file, or says why there is none. When there is none at all, as for [`Config::leaks`].
+    #[cfg(feature = "profile")]
+    #[doc(alias = "prof_final")]
+    #[doc(alias = "prof_prefix")]
+    pub const fn profile_to(mut self, path: &'static str) -> Self {
+        self.profile_to = Some(path.as_bytes());
+        self
+    }
+
     /// Whether to measure how long slow paths take; see [`PcpAlloc::latencies`](crate::PcpAlloc::latencies).
     pub const fn latency(mut self, measure: bool) -> Self {
         self.latency = measure;
@@ -332,7 +348,7 @@ impl Config {
             sys::release_one_by_one();
         }
         #[cfg(feature = "profile")]
-        crate::profile::want(self.profile);
+        crate::profile::want(self.profile, self.profile_to);
         crate::latency::set(self.latency);
         super::at_exit::want(self.stats, self.leaks);
         super::worker::init(self.worker, watch::init(self.cgroup, self.pressure));
@@ -384,10 +400,12 @@ impl Config {
                 }
             }
             b"pressure" => self.pressure = switch(value).ok_or("pressure is on or off")?,
-            b"profile" if !cfg!(feature = "profile") => {
+            b"profile" | b"profile_to" if !cfg!(feature = "profile") => {
                 return Err("this program was built without the feature `profile`");
             }
             b"profile" => self.profile = if value == b"off" { 0 } else { size()? },
+            b"profile_to" if value.is_empty() => return Err("profile_to is a path"),
+            b"profile_to" => self.profile_to = Some(value),
             b"latency" => self.latency = switch(value).ok_or("latency is on or off")?,
             b"leaks" => self.leaks = switch(value).ok_or("leaks is on or off")?,
             b"stats" => self.stats = switch(value).ok_or("stats is on or off")?,
@@ -408,7 +426,7 @@ impl Config {
             b"process_madvise" => self.process_madvise = switch(value).ok_or("process_madvise is on or off")?,
             _ => {
                 return Err(
-                    "there are limit, min, low, high, thp, worker, cgroup, pressure, profile, latency, leaks, stats, hardened, guard, rseq, membarrier and process_madvise",
+                    "there are limit, min, low, high, thp, worker, cgroup, pressure, profile, profile_to, latency, leaks, stats, hardened, guard, rseq, membarrier and process_madvise",
                 );
             }
         }

@@ -24,7 +24,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The environment starts it, too: `PCPALLOC_CONF=profile:512k`, or [`Config::profile`](crate::Config::profile).
+//! The environment starts it, too: `PCPALLOC_CONF=profile:512k`, or [`Config::profile`](crate::Config::profile). With
+//! `PCPALLOC_CONF=profile_to:heap.%p.pb.gz` ([`Config::profile_to`](crate::Config::profile_to)) the process writes its profile
+//! when it exits.
 //!
 //! # What is seen
 //!
@@ -50,6 +52,7 @@
 //! - [`stop`] ends the book: what is in use then is not followed any further, and the next [`start`] begins a new one.
 //! - Names come from the program's symbols and debug information. Without the latter, lines are missing.
 
+mod at_exit;
 mod dhat;
 mod proto;
 mod record;
@@ -75,8 +78,8 @@ static PROFILER: &dyn Client = &record::Profiler;
 static INTERVAL: Lock<usize> = Lock::new(0);
 /// That of the book that is open or was last. Relaxed: a number to print.
 static LAST: AtomicUsize = AtomicUsize::new(0);
-/// What the settings asked for when the heap came up. Relaxed: written and read by the thread that brought it up.
-static WANTED: AtomicUsize = AtomicUsize::new(0);
+/// What the settings asked for when the heap came up: an interval, and a path to write to at exit.
+static WANTED: Lock<(usize, Option<&'static [u8]>)> = Lock::new((0, None));
 
 /// How to profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,23 +200,25 @@ pub(crate) fn fork_lock(acquire: bool) {
     if acquire { INTERVAL.acquire() } else { INTERVAL.release() }
 }
 
-/// Notes what the settings ask for; `start_if_wanted` follows when the heap is up.
-pub(crate) fn want(interval: usize) {
-    WANTED.store(interval, Ordering::Relaxed);
+/// Notes what the settings ask for; `start_if_wanted` follows when the heap is up. A path to write to asks for a profile.
+pub(crate) fn want(interval: usize, to: Option<&'static [u8]>) {
+    let interval = if interval == 0 && to.is_some() { Options::new().interval } else { interval };
+    *WANTED.lock() = (interval, to);
 }
 
 /// Starts what the settings asked for.
 pub(crate) fn start_if_wanted() {
-    let interval = WANTED.swap(0, Ordering::Relaxed);
-    if interval != 0
-        && let Err(error) = start(&Options::new().interval(interval))
-    {
-        let mut line = crate::sys::Message::new();
-        let why = match error {
-            StartError::Unobservable => "another CPU cannot be fenced",
-            StartError::OutOfMemory => "no memory",
-        };
-        line.text("pcpalloc: profile: not started: ").text(why).text("\n");
-        crate::sys::report(line.as_bytes());
+    let (interval, to) = core::mem::take(&mut *WANTED.lock());
+    if interval == 0 {
+        return;
     }
+    let problem = match start(&Options::new().interval(interval)) {
+        Err(StartError::Unobservable) => "not started: another CPU cannot be fenced",
+        Err(StartError::OutOfMemory) => "not started: no memory",
+        Ok(()) if to.is_some_and(|path| !at_exit::arm(path)) => "will not be written: the path is too long",
+        Ok(()) => return,
+    };
+    let mut line = crate::sys::Message::new();
+    line.text("pcpalloc: profile: ").text(problem).text("\n");
+    crate::sys::report(line.as_bytes());
 }

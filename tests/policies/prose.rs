@@ -193,8 +193,8 @@ fn wrong_settings(text: &str) -> Vec<String> {
         // Settings keep what is in the environment, which lives for ever.
         pcpalloc::debug::configured_by(Box::leak(conf.into_boxed_c_str())).1 > 0
     };
-    // The profiler's setting is taken where it is built.
-    let is_built = |example: &&str| cfg!(feature = "profile") || !example.contains("profile:");
+    // The profiler's settings are taken where it is built.
+    let is_built = |example: &&str| cfg!(feature = "profile") || !example.contains("profile");
     let examples = examples.filter(|example| !example.contains("name:value")).filter(is_built);
     examples.filter(refused).map(|example| format!("PCPALLOC_CONF={example} is refused")).collect()
 }
@@ -205,7 +205,7 @@ fn settings_are_taken() {
     // The table of settings.
     let tuning = tree::read("src/guide/tuning.md");
     let rows: Vec<&str> = tuning.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
-    let is_built = |row: &&str| row.contains(':') && (cfg!(feature = "profile") || !row.starts_with("profile:"));
+    let is_built = |row: &&str| row.contains(':') && (cfg!(feature = "profile") || !row.starts_with("profile"));
     let rows: Vec<&str> = rows.into_iter().filter(is_built).collect();
     assert_none(wrong_settings(&format!("PCPALLOC_CONF={}", rows.join(","))));
     let message = tree::read("src/control/config.rs");
@@ -213,7 +213,9 @@ fn settings_are_taken() {
         message.split("\"there are ").nth(1).and_then(|rest| rest.split('"').next()).expect("a list of settings");
     let names: HashSet<&str> = names.split(", ").flat_map(|name| name.split(" and ")).collect();
     let mut named: HashSet<&str> = rows.iter().filter_map(|row| row.split(':').next()).collect();
-    named.extend(tuning.contains("\n| `profile:").then_some("profile"));
+    for setting in ["profile", "profile_to"] {
+        named.extend(tuning.contains(&format!("\n| `{setting}:")).then_some(setting));
+    }
     assert_eq!(named, names);
     // Controls.
     assert_eq!(wrong_settings("PCPALLOC_CONF=\"limit:2g,high:64m\" and PCPALLOC_CONF=thp:never`").len(), 0);

@@ -144,8 +144,12 @@ impl Read_ {
     pub fn of(profile: &Profile) -> Read_ {
         let mut file = Vec::new();
         profile.write_pprof(&mut file).expect("a vector takes everything");
+        Read_::of_file(&file)
+    }
+
+    pub fn of_file(file: &[u8]) -> Read_ {
         let mut bytes = Vec::new();
-        flate2::read::GzDecoder::new(&file[..]).read_to_end(&mut bytes).expect("gzip");
+        flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).expect("gzip");
         Read_(perftools::Profile::decode(&bytes[..]).expect("the format"))
     }
 
