@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::options::{Options, matches};
 use crate::variant::Variant;
@@ -32,31 +32,60 @@ pub struct Results {
 }
 
 impl Results {
-    /// The numbers of the rounds that have it, the least first.
-    fn sorted(&self, row: &Row, allocator: usize, measure: &Measure) -> Vec<f64> {
+    /// The numbers of the rounds that have it.
+    fn numbers(&self, row: &Row, allocator: usize, measure: &Measure) -> Vec<f64> {
         let numbers = row.runs[allocator].iter().filter_map(|line| line[measure.key].as_f64());
-        let mut numbers: Vec<f64> = numbers.map(|number| number / measure.divisor).collect();
-        numbers.sort_unstable_by(f64::total_cmp);
-        numbers
+        numbers.map(|number| number / measure.divisor).collect()
     }
 
     /// The median over the rounds that have the number; `None` if none has.
     pub fn median(&self, row: &Row, allocator: usize, measure: &Measure) -> Option<f64> {
-        let numbers = self.sorted(row, allocator, measure);
-        let (low, high) = (numbers.get(numbers.len().checked_sub(1)? / 2)?, numbers.get(numbers.len() / 2)?);
-        Some((low + high) / 2.0)
+        median(self.numbers(row, allocator, measure))
+    }
+
+    /// Ours over an allocator's: the median over the rounds in which both have the number, each with its own two, so that
+    /// what disturbs the machine for a round disturbs both. `None` if there is none, or a number is 0.
+    pub fn ratio(&self, row: &Row, allocator: usize, measure: &Measure) -> Option<f64> {
+        let number = |line: &Value| line[measure.key].as_f64().filter(|&number| number > 0.0);
+        let rounds = row.runs[0].iter().zip(&row.runs[allocator]);
+        median(rounds.filter_map(|(ours, theirs)| Some(number(ours)? / number(theirs)?)).collect())
+    }
+
+    /// Runs that did not come to their end: whose, of which row, and how many.
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        for row in &self.rows {
+            for (allocator, runs) in self.allocators.iter().zip(&row.runs) {
+                let failed: Vec<_> = runs.iter().filter_map(|line| line[FAILED].as_str()).collect();
+                if let Some(why) = failed.first() {
+                    let (name, count, all) = (&row.name, failed.len(), runs.len());
+                    failures.push(format!("{allocator} failed in {count} of {all} runs of `{name}`: {why}"));
+                }
+            }
+        }
+        failures
     }
 
     /// The least and the most.
     pub fn range(&self, row: &Row, allocator: usize, measure: &Measure) -> Option<(f64, f64)> {
-        let numbers = self.sorted(row, allocator, measure);
-        Some((*numbers.first()?, *numbers.last()?))
+        let numbers = self.numbers(row, allocator, measure);
+        numbers.iter().copied().reduce(f64::min).zip(numbers.iter().copied().reduce(f64::max))
     }
 }
 
+fn median(mut numbers: Vec<f64>) -> Option<f64> {
+    numbers.sort_unstable_by(f64::total_cmp);
+    let (low, high) = (numbers.get(numbers.len().checked_sub(1)? / 2)?, numbers.get(numbers.len() / 2)?);
+    Some((low + high) / 2.0)
+}
+
+/// Key of the only thing that is known of a run that did not come to its end.
+const FAILED: &str = "failed";
+
 const PEAK: Measure = Measure { key: "peak_kib", title: "Peak RSS, MiB", divisor: 1024.0, decimals: 1 };
 
-/// Runs `program` for every round and allocator; in every round another allocator is the first.
+/// Runs `program` for every round and allocator; in every round another allocator is the first. A peer may fail, which is
+/// noted.
 fn rounds(
     options: &Options,
     variants: &[Variant],
@@ -68,7 +97,15 @@ fn rounds(
         let args = &args(round);
         for turn in 0..variants.len() {
             let number = (round + turn) % variants.len();
-            let lines = variants[number].run(program, args)?;
+            let lines = match variants[number].run(program, args) {
+                Ok(lines) => lines,
+                Err(why) if number > 0 => {
+                    eprintln!("{why}");
+                    let last = why.lines().rev().find(|line| !line.is_empty()).unwrap_or_default();
+                    vec![json!({ FAILED: last })]
+                }
+                Err(why) => return Err(why),
+            };
             let [line] = <[Value; 1]>::try_from(lines).map_err(|lines| format!("{program} printed {lines:?}"))?;
             runs[number].push(line);
         }
@@ -112,7 +149,8 @@ pub fn workloads(options: &Options, variants: &[Variant]) -> Result<Results, Str
     for row in &results.rows {
         let first = &row.runs[0][0]["checksum"];
         for (allocator, runs) in results.allocators.iter().zip(&row.runs) {
-            if let Some(other) = runs.iter().map(|line| &line["checksum"]).find(|checksum| *checksum != first) {
+            let completed = runs.iter().filter(|line| line[FAILED].is_null());
+            if let Some(other) = completed.map(|line| &line["checksum"]).find(|checksum| *checksum != first) {
                 return Err(format!("{} with {allocator}: the checksum is {other} and not {first}", row.name));
             }
         }
@@ -182,7 +220,7 @@ pub fn index(options: &Options, variants: &[Variant]) -> Result<Results, String>
     let mut runs = rounds(options, variants, "index", |_| options.index_args.clone())?;
     let first = runs[0][0].clone();
     for (run, allocator) in runs.iter_mut().zip(names(variants)) {
-        for line in run {
+        for line in run.iter_mut().filter(|line| line[FAILED].is_null()) {
             for input in ["root", "threads", "files", "documents", "bytes", "queries"] {
                 if line[input] != first[input] {
                     return Err(format!(

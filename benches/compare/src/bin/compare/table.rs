@@ -31,13 +31,21 @@ pub fn page(options: &Options, suite: &Suite, machine: &Facts, results: &Results
     for Skipped { name, reason } in skipped {
         let _ = writeln!(page, "- {name} is missing: {}", reason.lines().last().unwrap_or_default());
     }
+    for failure in results.failures() {
+        let _ = writeln!(page, "- {failure}");
+    }
     for measure in results.measures {
         let _ = write!(page, "\n## {}\n\n{}", measure.title, table(results, measure));
     }
     if options.rounds > 1 {
         let _ = write!(page, "\n## {}, least–most\n\n{}", results.measures[0].title, ranges(results));
     }
-    let _ = writeln!(page, "\nIn brackets: {} over the peer, so less than 1 is in our favour.", results.allocators[0]);
+    let _ = writeln!(
+        page,
+        "\nIn brackets: {} over the peer, the median of the ratios within each round, so less than 1 is in our favour. The \
+         best peer of a row is the one to which that is largest: the best of so many by chance as well as by merit.",
+        results.allocators[0]
+    );
     page.push_str("\n## Rows\n\n");
     for row in &results.rows {
         let _ = writeln!(page, "- `{}`: {}", row.name, row.what);
@@ -56,24 +64,20 @@ fn table(results: &Results, measure: &Measure) -> String {
     for row in &results.rows {
         let number = |allocator| results.median(row, allocator, measure);
         let cell = |number: Option<f64>| number.map_or("–".into(), |n| format!("{n:.*}", measure.decimals));
-        let mut ratio = |column: usize, theirs: Option<f64>| match number(0).zip(theirs) {
-            Some((ours, theirs)) if ours > 0.0 && theirs > 0.0 => {
-                ratios[column].push(ours / theirs);
-                format!("{:.2}", ours / theirs)
-            }
-            _ => "–".into(),
-        };
+        let shown = |ratio: Option<f64>| ratio.map_or("–".into(), |ratio| format!("{ratio:.2}"));
         let _ = write!(table, "| {} | {} |", row.name, cell(number(0)));
         let mut best: Option<(f64, &str)> = None;
         for (column, peer) in peers.iter().enumerate() {
-            let theirs = number(column + 1);
-            let _ = write!(table, " {} ({}) |", cell(theirs), ratio(column, theirs));
-            if let Some(theirs) = theirs.filter(|theirs| best.is_none_or(|(least, _)| *theirs < least)) {
-                best = Some((theirs, peer));
+            let ratio = results.ratio(row, column + 1, measure);
+            let _ = write!(table, " {} ({}) |", cell(number(column + 1)), shown(ratio));
+            ratios[column].extend(ratio);
+            if let Some(ratio) = ratio.filter(|ratio| best.is_none_or(|(most, _)| *ratio > most)) {
+                best = Some((ratio, peer));
             }
         }
-        let (least, name) = best.unzip();
-        let _ = writeln!(table, " {} | {} |", name.unwrap_or("–"), ratio(peers.len(), least));
+        let (most, name) = best.unzip();
+        ratios[peers.len()].extend(most);
+        let _ = writeln!(table, " {} | {} |", name.unwrap_or("–"), shown(most));
     }
     if results.rows.len() > 1 {
         let means: Vec<String> = ratios.iter().map(|ratios| geometric_mean(ratios)).collect();
