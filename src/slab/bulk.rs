@@ -139,20 +139,32 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
     if fixed.is_run() {
         return free_runs(class, blocks);
     }
+    // The slab that a block is said to be of, and where its run starts.
     let slab_at = |address: usize| {
         let (zone, page) = zone_of(address, class);
         let first = page & !((1u32 << fixed.order) - 1);
-        (zone, first, zone.descriptors(first).cast::<Slab>())
+        (zone, zone.descriptors(first).cast::<Slab>(), sys::addr(zone.address_of(first)))
     };
+    // Runs are aligned stretches of zones, and zones are aligned to more.
+    let stretch = PAGE << fixed.order;
     // Headers and bitmaps are out of the way of everything else, so most will miss: let them miss together,
     // and before the lock is held.
+    let mut before = usize::MAX;
     for &address in blocks {
-        prefetch(slab_at(address).2);
+        if (address ^ before) >= stretch {
+            prefetch(slab_at(address).1);
+            before = address;
+        }
     }
     let mut empty: *mut Slab = null_mut();
     let mut held: Option<(usize, Guard<'_, Slabs>)> = None;
-    for &address in blocks {
-        let (zone, first, slab) = slab_at(address);
+    // Blocks that were handed out together often come back together: those of a slab that are side by side go at once.
+    let mut rest = blocks;
+    while let Some(&address) = rest.first() {
+        let (zone, slab, start) = slab_at(address);
+        let count = rest.iter().position(|&other| (address ^ other) >= stretch).unwrap_or(rest.len());
+        let (together, others) = rest.split_at(count);
+        rest = others;
         let slabs = match &mut held {
             Some((node, slabs)) if *node == zone.node() => slabs,
             _ => {
@@ -163,15 +175,18 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
         // SAFETY: the tag says that the page belongs to a slab of this class, whose header is the
         // descriptor of the first page of its aligned run; its central's lock is held.
         let slab_ref = unsafe { &mut *slab };
-        let offset = address - sys::addr(zone.address_of(first));
-        match slab_ref.give(fixed, offset) {
+        match slab_ref.give(fixed, start, together) {
             Ok(()) => {}
-            Err(Misuse::DoubleFree) => sys::die(TWICE, address),
-            Err(Misuse::NotABlock) => sys::die(MIDDLE, address),
+            Err((address, Misuse::DoubleFree)) => sys::die(TWICE, address),
+            Err((address, Misuse::NotABlock)) => {
+                // Behind the run's last page somebody else's begin.
+                zone_of(address, class);
+                sys::die(MIDDLE, address)
+            }
         }
-        slabs.counts.free += 1;
-        slabs.counts.out -= 1;
-        slabs.gave_back(fixed, slab, slab_ref.free_blocks() - 1, &mut empty);
+        slabs.counts.free += count;
+        slabs.counts.out -= count;
+        slabs.gave_back(fixed, slab, slab_ref.free_blocks() - count, &mut empty);
     }
     if let Some((_, slabs)) = &held {
         let counts = &slabs.counts;

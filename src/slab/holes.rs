@@ -322,7 +322,7 @@ mod tests {
                 random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
                 in_use[block] = if block % 7 == 0 { (random >> 33) % 100 < used as u64 } else { block > 0 && in_use[block - 1] };
                 if !in_use[block] {
-                    slab.give(class, block * size).expect("it was handed out");
+                    slab.give(class, start, &[start + block * size]).expect("it was handed out");
                 }
             }
             let free = slab.free_blocks();
