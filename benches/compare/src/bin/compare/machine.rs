@@ -5,6 +5,13 @@ use std::process::Command;
 
 use crate::HOME;
 
+/// The last commit to the crate's source, and whether it has been changed since.
+fn commit() -> Option<String> {
+    let git = |args: &[&str]| output("git", &[&["-C", HOME], args, &["--", "../../src", "../../Cargo.toml"]].concat());
+    let changes = git(&["status", "--porcelain"]).is_some_and(|changes| !changes.is_empty());
+    Some(git(&["log", "-1", "--format=%h"])? + if changes { " and changes" } else { "" })
+}
+
 /// Pairs of a name and what is to be said, in the order in which they are printed. What cannot be found out
 /// is left out.
 pub fn describe() -> Vec<(&'static str, String)> {
@@ -28,7 +35,7 @@ pub fn describe() -> Vec<(&'static str, String)> {
         ("libc", output("getconf", &["GNU_LIBC_VERSION"])),
         ("rustc", output("rustc", &["--version"])),
         ("cc", output("cc", &["--version"])),
-        ("pcpalloc", output("git", &["-C", HOME, "describe", "--always", "--dirty"])),
+        ("pcpalloc", commit()),
         ("peers", peers()),
         ("load before", fs::read_to_string("/proc/loadavg").ok().map(|text| text.trim().into())),
     ];

@@ -43,12 +43,21 @@ impl Results {
         median(self.numbers(row, allocator, measure))
     }
 
-    /// Ours over an allocator's: the median over the rounds in which both have the number, each with its own two, so that
-    /// what disturbs the machine for a round disturbs both. `None` if there is none, or a number is 0.
-    pub fn ratio(&self, row: &Row, allocator: usize, measure: &Measure) -> Option<f64> {
+    /// One allocator's number over another's: the median over the rounds in which both have it, each with its own two, so
+    /// that what disturbs the machine for a round disturbs both. `None` if there is none, or a number is 0.
+    pub fn ratio(&self, row: &Row, one: usize, other: usize, measure: &Measure) -> Option<f64> {
         let number = |line: &Value| line[measure.key].as_f64().filter(|&number| number > 0.0);
-        let rounds = row.runs[0].iter().zip(&row.runs[allocator]);
-        median(rounds.filter_map(|(ours, theirs)| Some(number(ours)? / number(theirs)?)).collect())
+        let rounds = row.runs[one].iter().zip(&row.runs[other]);
+        median(rounds.filter_map(|(one, other)| Some(number(one)? / number(other)?)).collect())
+    }
+
+    /// For every row, an allocator's number over the best of all others'.
+    pub fn to_best(&self, one: usize, measure: &Measure) -> Vec<f64> {
+        let others = |row| {
+            (0..self.allocators.len())
+                .filter_map(move |other| (other != one).then(|| self.ratio(row, one, other, measure))?)
+        };
+        self.rows.iter().filter_map(|row| others(row).reduce(f64::max)).collect()
     }
 
     /// Runs that did not come to their end: whose, of which row, and how many.

@@ -37,6 +37,10 @@ pub fn page(options: &Options, suite: &Suite, machine: &Facts, results: &Results
     for measure in results.measures {
         let _ = write!(page, "\n## {}\n\n{}", measure.title, table(results, measure));
     }
+    if results.rows.len() > 1 {
+        let first = &results.measures[0];
+        let _ = write!(page, "\n## {}, each over the best of all others\n\n{}", first.title, standings(results, first));
+    }
     if options.rounds > 1 {
         let _ = write!(page, "\n## {}, least–most\n\n{}", results.measures[0].title, ranges(results));
     }
@@ -68,7 +72,7 @@ fn table(results: &Results, measure: &Measure) -> String {
         let _ = write!(table, "| {} | {} |", row.name, cell(number(0)));
         let mut best: Option<(f64, &str)> = None;
         for (column, peer) in peers.iter().enumerate() {
-            let ratio = results.ratio(row, column + 1, measure);
+            let ratio = results.ratio(row, 0, column + 1, measure);
             let _ = write!(table, " {} ({}) |", cell(number(column + 1)), shown(ratio));
             ratios[column].extend(ratio);
             if let Some(ratio) = ratio.filter(|ratio| best.is_none_or(|(most, _)| *ratio > most)) {
@@ -84,6 +88,21 @@ fn table(results: &Results, measure: &Measure) -> String {
         let (to_best, to_peers) = means.split_last().expect("one mean more than there are peers");
         let cells: String = to_peers.iter().map(|mean| format!(" ({mean}) |")).collect();
         let _ = writeln!(table, "| geometric mean | |{cells} | {to_best} |");
+    }
+    table
+}
+
+/// How every allocator stands against the best of all others in each row.
+fn standings(results: &Results, measure: &Measure) -> String {
+    let mut table = "| | geometric mean | rows within 5 % of the best | farthest from it |\n".to_string();
+    // Writing to a `String` cannot fail.
+    let _ = writeln!(table, "| --- | --: | --: | --: |");
+    for (number, name) in results.allocators.iter().enumerate() {
+        let ratios = results.to_best(number, measure);
+        let near = ratios.iter().filter(|&&ratio| ratio <= 1.05).count();
+        let worst = ratios.iter().copied().fold(0.0, f64::max);
+        let (mean, rows) = (geometric_mean(&ratios), ratios.len());
+        let _ = writeln!(table, "| {name} | {mean} | {near} of {rows} | {worst:.2} |");
     }
     table
 }
