@@ -141,3 +141,30 @@ fn holes_close_as_blocks_are_handed_out() {
     });
     child::Child::new(NAME, "").run().succeeded();
 }
+
+/// A heap that was large has had huge pages. What it has given back of them comes again as small ones, so that the heap
+/// has no more memory than it counts.
+///
+/// Positive control: leave the advice to a unit as it is when it has its memory, in `populate_unit` in `src/zone/huge.rs`,
+/// and the first block that comes to one brings two megabytes (in five runs of six: the clock decides which units are huge).
+#[test]
+fn what_was_a_huge_page_comes_again_as_small_ones() {
+    const NAME: &str = "what_was_a_huge_page_comes_again_as_small_ones";
+    child::body(NAME, |_| {
+        let fill = |size: usize, bytes: usize| (0..bytes / size).map(|n| block(size, n)).collect::<Vec<_>>();
+        // One block in five pages keeps the addresses up to 64 MiB. Behind them there are huge pages, where they are quick.
+        let stay: Vec<_> = fill(1000, 80 * MIB).into_iter().step_by(20).collect();
+        drop(fill(3000, 160 * MIB));
+        HEAP.trim();
+        let uncounted = || anonymous().saturating_sub(HEAP.stats().resident);
+        let before = uncounted();
+        let mut more = Vec::new();
+        for step in 0..64 {
+            more.push(fill(3000, MIB / 4));
+            let now = uncounted();
+            assert!(now < before + MIB, "step {step}: {} KiB uncounted, first {} KiB", now / KIB, before / KIB);
+        }
+        drop((stay, more));
+    });
+    child::Child::new(NAME, "").run().succeeded();
+}

@@ -154,26 +154,31 @@ fn blocks_stay_with_the_tag_that_allocated_them() {
 /// Threads by the hundred, one after the other and together, each of which leaves something behind.
 #[test]
 fn what_ended_threads_have_counted_stays() {
-    static TAG: Tag = Tag::new("threads");
-    let mut left: Vec<Vec<u8>> = Vec::new();
-    let metadata = || GLOBAL.heap().stats().metadata;
-    on_threads((0..8).map(|_| || drop(TAG.with(|| vec![0u8; 10]))));
-    let before = metadata();
-    for _ in 0..scaled(40) {
-        let (sender, receiver) = mpsc::channel();
-        on_threads((0..8).map(|_| {
-            let sender = sender.clone();
-            move || sender.send(TAG.with(|| vec![0u8; 300])).expect("somebody listens")
-        }));
-        drop(sender);
-        left.extend(receiver);
-        assert_eq!(out(&TAG), (left.len() * usable(301, 1), left.len()));
-    }
-    // Threads that come take over from those that went: hundreds of them have made no tables of their own.
-    let more = metadata().saturating_sub(before);
-    assert!(more < 128 * KIB, "{more} bytes of tables more");
-    drop(left);
-    assert_eq!(out(&TAG), (0, 0));
+    const NAME: &str = "what_ended_threads_have_counted_stays";
+    // In a process of its own: the tables are everybody's.
+    body(NAME, |_| {
+        static TAG: Tag = Tag::new("threads");
+        let mut left: Vec<Vec<u8>> = Vec::new();
+        let metadata = || GLOBAL.heap().stats().metadata;
+        on_threads((0..8).map(|_| || drop(TAG.with(|| vec![0u8; 10]))));
+        let before = metadata();
+        for _ in 0..scaled(40) {
+            let (sender, receiver) = mpsc::channel();
+            on_threads((0..8).map(|_| {
+                let sender = sender.clone();
+                move || sender.send(TAG.with(|| vec![0u8; 300])).expect("somebody listens")
+            }));
+            drop(sender);
+            left.extend(receiver);
+            assert_eq!(out(&TAG), (left.len() * usable(301, 1), left.len()));
+        }
+        // Threads that come take over from those that went: hundreds of them have made no tables of their own.
+        let more = metadata().saturating_sub(before);
+        assert!(more < 128 * KIB, "{more} bytes of tables more");
+        drop(left);
+        assert_eq!(out(&TAG), (0, 0));
+    });
+    Child::new(NAME, "").run().succeeded();
 }
 
 /// What is retired counts until it is freed, plain values and others.

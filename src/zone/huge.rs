@@ -126,7 +126,8 @@ pub(super) fn is_due(pages: u32) -> bool {
         && resident() >= LARGE_HEAP
 }
 
-/// Has `populate` give memory to a unit, of the kind that is due, and looks at the clock; false if the system refuses.
+/// Has `populate` give memory to a unit, of the kind that is due, and looks at the clock; false if the system refuses. The
+/// range then has small pages for whatever memory it is given later, unless it is by this function.
 ///
 /// # Safety
 /// [`UNIT_ORDER`]'s pages from `start` on are committed and the caller's.
@@ -139,6 +140,12 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
     let began = sys::monotonic_nanos();
     let populated = populate();
     COSTS.note(huge, sys::monotonic_nanos() - began);
+    if huge {
+        // A page of the unit that is touched when all of it has been given back is one page then, as it is counted, and
+        // what lies free between pages in use is not made whole again behind the heap's back.
+        // SAFETY: the caller's obligation.
+        unsafe { sys::advise_huge(start, PAGE << UNIT_ORDER, false) };
+    }
     if !populated {
         REFUSED.store(true, Ordering::Relaxed);
     }

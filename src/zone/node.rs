@@ -235,17 +235,31 @@ impl Zone {
     fn populate_unit(&self) -> bool {
         let Some(unit) = self.with_buddy(|buddy| buddy.take_cold_unit(huge::UNIT_ORDER)) else { return false };
         // SAFETY: the unit is committed, free, and out of the buddy, so it is ours.
-        unsafe { huge::populate_unit(self.address_of(unit.start), || self.populate_block(unit, 0).is_some()) }
+        let done = unsafe { huge::populate_unit(self.address_of(unit.start), || self.populate_range(&unit)) };
+        self.put_populated(unit, 0, done).is_some()
     }
 
     /// Gives memory to a block that is out of the buddy, of which so many pages have some, and puts it back; returns
     /// the bytes it got, or `None` if the system refuses.
     fn populate_block(&self, block: Range<u32>, warm: u32) -> Option<usize> {
-        let pages = block.end - block.start;
-        let timer = latency::start(SlowPath::Advise);
         // SAFETY: the block is committed, free, and out of the buddy, so it is ours.
-        let done = unsafe { sys::populate(self.address_of(block.start), (pages as usize) << PAGE_SHIFT) };
-        drop(timer);
+        let done = unsafe { self.populate_range(&block) };
+        self.put_populated(block, warm, done)
+    }
+
+    /// Gives memory to a block that is out of the buddy; false if the system refuses.
+    ///
+    /// # Safety
+    /// The block is committed and the caller's.
+    unsafe fn populate_range(&self, block: &Range<u32>) -> bool {
+        let _timer = latency::start(SlowPath::Advise);
+        // SAFETY: the caller's obligation.
+        unsafe { sys::populate(self.address_of(block.start), ((block.end - block.start) as usize) << PAGE_SHIFT) }
+    }
+
+    /// Puts a block back into the buddy that has been given memory, if `done`; returns the bytes it got.
+    fn put_populated(&self, block: Range<u32>, warm: u32, done: bool) -> Option<usize> {
+        let pages = block.end - block.start;
         self.populate_descriptors(&block);
         self.with_buddy(|buddy| buddy.free(block, if done { pages } else { 0 }));
         let more = ((pages - warm) as usize) << PAGE_SHIFT;
