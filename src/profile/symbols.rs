@@ -53,7 +53,9 @@ fn is_of_core(frame: &Frame) -> bool {
 fn directory_of(function: *mut c_void, end: &str) -> Option<String> {
     let mut file = None;
     // `backtrace` takes an address for one that a call returns to. What is inlined there comes before the function itself.
-    backtrace::resolve(function.wrapping_byte_add(1), |symbol| file = symbol.filename().and_then(|file| Some(file.to_str()?.to_string())));
+    backtrace::resolve(function.wrapping_byte_add(1), |symbol| {
+        file = symbol.filename().and_then(|file| Some(file.to_str()?.to_string()))
+    });
     let directory = file?.strip_suffix(end)?.to_string();
     directory.strip_suffix("/src/").is_some_and(|parent| !parent.is_empty() && parent != ".").then_some(directory)
 }
