@@ -63,11 +63,11 @@ impl Destination {
     }
 }
 
-/// In the format that the path's end asks for.
+/// In the format that the path's end asks for. Stops first, so that the copy and what else this allocates are not in it.
 fn write(path: &[u8]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(OsStr::from_bytes(path))?);
-    let profile = snapshot();
     stop();
+    let profile = snapshot();
+    let mut file = BufWriter::new(File::create(OsStr::from_bytes(path))?);
     if path.ends_with(b".json") {
         profile.write_dhat(&mut file)?;
     } else if path.ends_with(b".folded") {

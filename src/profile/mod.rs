@@ -174,6 +174,9 @@ pub fn start(options: &Options) -> Result<(), StartError> {
 
 /// Ends the profile. What has been recorded can be read until the next [`start`].
 pub fn stop() {
+    if interval().is_some() {
+        crate::rcu::observe_waiting();
+    }
     let mut interval = INTERVAL.lock();
     if *interval != 0 {
         observe::stop(Role::Profiler);
