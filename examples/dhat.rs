@@ -9,6 +9,8 @@
 //! `System` asks, C's `malloc`, is pcpalloc: the program keeps its allocator while it is counted. Without, `System` is the
 //! C library's heap, and the profile the same, since dhat counts requests; that is how dhat is commonly used.
 //!
+//! `CARGO_PROFILE_RELEASE_DEBUG=limited` before either has the profile say lines, and the functions that were inlined.
+//!
 //! An argument names the file (`dhat-heap.json`). Open it with <https://nnethercote.github.io/dh_view/dh_view.html>, or
 //! valgrind's own copy.
 

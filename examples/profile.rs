@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use inferno::flamegraph::Palette;
+use inferno::flamegraph::color::MultiPalette;
 use pcpalloc::PcpAlloc;
 use pcpalloc::profile::{self, Options, Profile, View};
 use syn::visit::Visit;
@@ -99,8 +101,19 @@ fn write_flame_graph(profile: &Profile, view: View, path: &Path) -> Result<(), B
     let mut lines = Vec::new();
     profile.write_folded(view, &mut lines)?;
     let mut options = inferno::flamegraph::Options::default();
-    options.title = format!("{view:?} memory, a sample in {} KiB", profile.interval() >> 10);
+    options.title = match view {
+        View::Live => "Memory in use",
+        View::Deferred => "Memory that waits for a grace period",
+        View::Peak => "Memory in use at the peak",
+        View::Allocated => "Memory allocated, freed or not",
+    }
+    .to_string();
+    let mib = profile.total(view).bytes as f64 / (1 << 20) as f64;
+    options.subtitle = Some(format!("about {mib:.1} MiB, from a sample in {} KiB", profile.interval() >> 10));
     options.count_name = "bytes".to_string();
+    // Orange is the standard library, blue whatever else is Rust, yellow C; a function has the same shade in every picture.
+    options.colors = Palette::Multi(MultiPalette::Rust);
+    options.deterministic = true;
     options.min_width = 0.2;
     inferno::flamegraph::from_reader(&mut options, &lines[..], fs::File::create(path)?)?;
     Ok(())

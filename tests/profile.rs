@@ -178,7 +178,7 @@ fn the_peak_is_what_was_held_then() {
 }
 
 /// Red if a page that is sealed does not say so (`PointerPage::of_array` in `src/rcu/page.rs`, without `note_deferred`),
-/// or if pages that still fill are not looked at (`snapshot` in `src/profile/mod.rs`, without `observe_waiting`).
+/// or if pages that still fill are not looked at (`snapshot` and `stop` in `src/profile/mod.rs`, without `observe_waiting`).
 #[test]
 fn what_waits_for_a_grace_period_is_shown_as_such() {
     #[inline(never)]
@@ -215,6 +215,15 @@ fn what_waits_for_a_grace_period_is_shown_as_such() {
     compare("after", &known(&read, View::Deferred), &HashMap::new(), interval);
     compare("allocated", &known(&read, View::Allocated), &exact, interval);
     profile::stop();
+
+    // Fewer than a page of pointers has room for, read when the profile has ended.
+    profile::start(&Options::new().interval(1 << 10)).expect("it can be observed");
+    let guard = rcu::read_lock();
+    known_deferred(400, Layout::from_size_align(1000, 8).expect("a layout"));
+    profile::stop();
+    let read = Read_::of(&profile::snapshot());
+    drop(guard);
+    compare("waiting, and stopped", &known(&read, View::Deferred), &HashMap::from([(1024, 400)]), 1 << 10);
 }
 
 /// Starts, stops, other intervals, snapshots and files, while others allocate: every block stays whole, everything adds
@@ -335,7 +344,8 @@ const AT_EXIT: &str = "the_file_is_written_at_exit";
 
 /// One file a process, in the format of its name; none by a child that would write over its parent's.
 ///
-/// Red if `in_process` (`src/profile/at_exit.rs`) forgets which process asked, or `want` that a path asks for a profile.
+/// Red if `in_process` (`src/profile/at_exit.rs`) forgets which process asked, or `want` that a path asks for a profile; if
+/// `write` there takes its copy before it has stopped, which is then in the copy.
 #[test]
 fn the_file_is_written_at_exit() {
     child::body(AT_EXIT, |_| {
@@ -382,12 +392,15 @@ fn the_file_is_written_at_exit() {
     assert_eq!(lines(&outcome.stderr), 1, "by the one that was asked: {outcome:#?}");
     let file: serde_json::Value = serde_json::from_slice(&files[0].0).expect("JSON");
     assert_eq!(file["dhatFileVersion"], 2);
-    let (_, files) = run("profile:16k,", "heap.folded");
+    let (_, files) = run("profile:1k,", "heap.folded");
     let text = String::from_utf8(files[0].0.clone()).expect("text");
+    assert!(text.contains("collect") && !text.contains("snapshot"), "the profiler's own memory: {text}");
     assert!(text.lines().all(|line| line.rsplit_once(' ').is_some_and(|(_, bytes)| bytes.parse::<u64>().is_ok())));
 
     let nowhere = Child::new(AT_EXIT, "").settings("profile_to:/nowhere/heap.json").run().succeeded();
     assert!(nowhere.stderr.contains("profile: not written to /nowhere/heap.json: No such file"), "{nowhere:#?}");
+    let long = Child::new(AT_EXIT, "").settings(&format!("profile_to:/{}", "a".repeat(512))).run().succeeded();
+    assert!(long.stderr.contains("profile: will not be written: the path is too long"), "{long:#?}");
     let nothing = Child::new(AT_EXIT, "").settings("profile_to:").run().succeeded();
     assert!(nothing.stderr.contains("\"profile_to:\" is left out"), "{nothing:#?}");
     std::fs::remove_dir_all(directory).expect("the files");

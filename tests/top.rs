@@ -113,7 +113,8 @@ fn another_process_is_seen_by_its_page() {
     let page = "# TYPE pcpalloc_in_use_bytes gauge\npcpalloc_in_use_bytes 3145728\n\
                 # TYPE pcpalloc_resident_bytes gauge\npcpalloc_resident_bytes 4194304\n";
     let server = std::thread::spawn(move || {
-        for status in ["200 OK", "200 OK", "404 Not Found"] {
+        let foreign = "# TYPE go_goroutines gauge\ngo_goroutines 8\n";
+        for (status, page) in [("200 OK", page), ("200 OK", page), ("404 Not Found", page), ("200 OK", foreign)] {
             let (mut stream, _) = listener.accept().expect("a request");
             let asked = stream.read(&mut [0; 4096]).expect("a request");
             assert!(asked > 0);
@@ -129,6 +130,8 @@ fn another_process_is_seen_by_its_page() {
     assert!(problem.contains("404"), "{problem}");
     view.problem = Some(problem);
     assert!(draw(&mut view, 100, 30)[29].contains("404"));
+    let problem = source.figures().err().expect("another program's metrics");
+    assert!(problem.ends_with("no figures of pcpalloc"), "{problem}");
     server.join().expect("it has answered");
     assert!(source.figures().is_err());
 }

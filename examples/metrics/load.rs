@@ -4,7 +4,13 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use allocator_api2::vec::Vec as TaggedVec;
 use pcpalloc::rcu;
+use pcpalloc::tag::Tag;
+
+/// Whose memory it is: the parts of the service have a tag each.
+static CACHE: Tag = Tag::new("cache");
+static REQUESTS: Tag = Tag::new("requests");
 
 const MIB: usize = 1 << 20;
 const THREADS: usize = 4;
@@ -21,12 +27,19 @@ impl Random {
     }
 }
 
+/// So many bytes under a tag.
+fn bytes(len: usize, tag: &'static Tag) -> TaggedVec<u8, &'static Tag> {
+    let mut bytes = TaggedVec::with_capacity_in(len, tag);
+    bytes.resize(len, 1);
+    bytes
+}
+
 /// Starts the load, on threads of its own; it ends with the process.
 pub fn start() {
     thread::spawn(|| {
         // What stays: a cache of 24 MiB.
         let mut random = Random(1);
-        let cache: Vec<Vec<u8>> = (0..24 << 10).map(|_| vec![1; 512 + random.below(1024)]).collect();
+        let cache: Vec<_> = (0..24 << 10).map(|_| bytes(512 + random.below(1024), &CACHE)).collect();
         for round in 0.. {
             burst([160, 64, 110][round % 3] * MIB);
             thread::sleep(Duration::from_millis(4500));
@@ -38,17 +51,17 @@ pub fn start() {
 }
 
 /// Fills up over two seconds, holds on for one, and lets go over another.
-fn burst(bytes: usize) {
+fn burst(size: usize) {
     const STEPS: usize = 40;
     thread::scope(|scope| {
         for n in 0..THREADS {
             scope.spawn(move || {
                 let mut random = Random(n as u64 + 7);
-                let mut held: Vec<Box<[u8]>> = Vec::new();
+                let mut held = Vec::new();
                 let mut had = 0;
                 for step in 1..=STEPS {
-                    while had < bytes / THREADS / STEPS * step {
-                        let object = vec![1; 16 + random.below(2000)].into_boxed_slice();
+                    while had < size / THREADS / STEPS * step {
+                        let object = bytes(16 + random.below(2000), &REQUESTS);
                         had += object.len();
                         held.push(object);
                     }

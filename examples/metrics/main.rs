@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The address is 127.0.0.1:9180 unless given. The service works in bursts and rests between them, so that there is
-//! something to see. `--check` fetches both pages once over HTTP, reads the figures with a parser of another crate, and
+//! something to see; its parts have tags, and what slow paths take is measured. `--check` fetches both pages once over HTTP, reads the figures with a parser of another crate, and
 //! ends.
 
 mod load;
@@ -15,12 +15,12 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use pcpalloc::PcpAlloc;
+use pcpalloc::{Config, PcpAlloc};
 use prometheus_parse::{Scrape, Value};
 use tiny_http::{Header, Request, Response, Server};
 
 #[global_allocator]
-static GLOBAL: PcpAlloc = PcpAlloc::new();
+static GLOBAL: PcpAlloc = PcpAlloc::with_config(Config::new().latency(true));
 
 const ADDRESS: &str = "127.0.0.1:9180";
 
@@ -97,8 +97,13 @@ fn check() -> Result<(), Box<dyn Error>> {
     let text = response.as_str()?;
     let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_string())))?;
     let rows = text.lines().filter(|line| !line.starts_with('#')).count();
-    if scrape.samples.len() != rows {
-        return Err(format!("{rows} rows are written and {} understood", scrape.samples.len()).into());
+    let understood = scrape.samples.iter().map(|sample| match &sample.value {
+        Value::Histogram(buckets) => buckets.len(),
+        _ => 1,
+    });
+    let understood: usize = understood.sum();
+    if understood != rows {
+        return Err(format!("{rows} rows are written and {understood} understood").into());
     }
     for name in ["pcpalloc_in_use_bytes", "pcpalloc_resident_bytes", "process_resident_memory_bytes"] {
         let sample = scrape.samples.iter().find(|sample| sample.metric == name).ok_or_else(|| name.to_string())?;

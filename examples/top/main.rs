@@ -16,6 +16,7 @@ mod source;
 mod view;
 
 use std::error::Error;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,9 @@ fn run(source: &Source, once: bool) -> Result<(), Box<dyn Error>> {
     if once {
         return print(&mut view);
     }
+    if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+        return Err("this is not a terminal; --once prints every page as text".into());
+    }
     let mut terminal = ratatui::try_init()?;
     let result = interact(&mut view, source, &mut terminal);
     ratatui::restore();
@@ -100,15 +104,21 @@ fn interact(view: &mut View, source: &Source, terminal: &mut ratatui::DefaultTer
     }
 }
 
-/// Every page, as it would be on a screen of 100 by 32.
+/// Every page, with all its rows, under its name.
 fn print(view: &mut View) -> Result<(), Box<dyn Error>> {
-    let mut terminal = Terminal::new(TestBackend::new(100, 32))?;
+    let mut out = std::io::stdout().lock();
+    let mut terminal = Terminal::new(TestBackend::new(100, 140))?;
     for _ in Tab::ALL {
         terminal.draw(|frame| view.draw(frame))?;
         let buffer = terminal.backend().buffer();
-        for row in buffer.content().chunks(buffer.area.width as usize) {
-            println!("{}", row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end());
-        }
+        let rows = buffer.content().chunks(buffer.area.width as usize);
+        let mut rows: Vec<String> = rows.map(|row| row.iter().map(|cell| cell.symbol()).collect()).collect();
+        // The last one says which keys there are.
+        rows.pop();
+        rows.truncate(rows.iter().rposition(|row| !row.trim().is_empty()).map_or(0, |last| last + 1));
+        writeln!(out, "--- {} {}", view.tab.name(), "-".repeat(95 - view.tab.name().chars().count()))?;
+        rows.iter().try_for_each(|row| writeln!(out, "{}", row.trim_end()))?;
+        writeln!(out)?;
         view.turn(1);
     }
     Ok(())

@@ -35,7 +35,12 @@ impl Source {
             }
         };
         let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_string()))).map_err(|error| error.to_string())?;
-        Ok(Figures { at: Instant::now(), samples: scrape.samples })
+        let figures = Figures { at: Instant::now(), samples: scrape.samples };
+        if figures.has("resident_bytes") {
+            Ok(figures)
+        } else {
+            Err(format!("{}: no figures of pcpalloc", self.name()))
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub enum Tab {
 impl Tab {
     pub const ALL: [Tab; 6] = [Tab::Zones, Tab::Classes, Tab::Cpus, Tab::Rcu, Tab::Tags, Tab::Latency];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Tab::Zones => "zones",
             Tab::Classes => "classes",
@@ -105,11 +105,12 @@ impl View {
             Tab::Rcu => ("deferred", &self.pending),
             _ => ("in use", &self.in_use),
         };
-        let most = data.iter().max().copied().unwrap_or(0) as f64 / 1024.0;
+        let data = data.iter().copied().take(curve.width.into());
+        let most = data.clone().max().unwrap_or(0) as f64 / 1024.0;
         let block =
             Block::new().title(format!("{name}, at most {most:.1} MiB here, the latest on the left")).style(FAINT);
         let curve_style = Style::new().fg(if self.tab == Tab::Rcu { Color::Magenta } else { Color::Blue });
-        frame.render_widget(Sparkline::default().block(block).data(data.iter().copied()).style(curve_style), curve);
+        frame.render_widget(Sparkline::default().block(block).data(data).style(curve_style), curve);
         let titles = Tab::ALL.map(Tab::name);
         frame.render_widget(Tabs::new(titles).select(self.tab as usize).highlight_style(CHOSEN), tabs);
         let widget = self.table();
@@ -174,9 +175,9 @@ impl View {
             line("limit", format!("{:.1}", self.get("limit_bytes") / MIB));
         }
         line("mappings", format!("{}", self.get("mappings")));
-        line("released/s", format!("{:.1}", self.rate("released_bytes_total", None) / MIB));
-        line("populated/s", format!("{:.1}", self.rate("populated_bytes_total", None) / MIB));
-        line("grown/s", format!("{:.1}", self.rate("zone_growths_total", None)));
+        line("released MiB/s", format!("{:.1}", self.rate("released_bytes_total", None) / MIB));
+        line("populated MiB/s", format!("{:.1}", self.rate("populated_bytes_total", None) / MIB));
+        line("growths/s", format!("{:.1}", self.rate("zone_growths_total", None)));
         table(&["zone, MiB", "spanned", "committed", "free", "of it resident"], rows)
     }
 

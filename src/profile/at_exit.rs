@@ -25,14 +25,27 @@ struct Destination {
 
 static TO: Lock<Option<Destination>> = Lock::new(None);
 
-/// Has the profile written to `path` when the process exits; false if the path is too long or the C library refuses.
+/// Why nothing will be written at exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ArmError {
+    /// The path has more than [`PATH_MAX`] bytes.
+    PathTooLong,
+    /// The C library does not take another function to call.
+    Refused,
+}
+
+/// Has the profile written to `path` when the process exits.
 ///
 /// The C library may allocate for it. Called as often as settings are put in force, which is once or twice.
-pub(super) fn arm(path: &[u8]) -> bool {
+pub(super) fn arm(path: &[u8]) -> Result<(), ArmError> {
     let mut to = Destination { path: [0; PATH_MAX], len: path.len(), process: std::process::id() };
-    let Some(room) = to.path.get_mut(..path.len()) else { return false };
-    room.copy_from_slice(path);
-    TO.lock().replace(to).is_some() || sys::at_exit(write_file)
+    to.path.get_mut(..path.len()).ok_or(ArmError::PathTooLong)?.copy_from_slice(path);
+    let armed_already = TO.lock().replace(to).is_some();
+    if !armed_already && !sys::at_exit(write_file) {
+        *TO.lock() = None;
+        return Err(ArmError::Refused);
+    }
+    Ok(())
 }
 
 impl Destination {
@@ -50,11 +63,11 @@ impl Destination {
     }
 }
 
-/// In the format that the path's end asks for.
+/// In the format that the path's end asks for. Stops first, so that the copy and what else this allocates are not in it.
 fn write(path: &[u8]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(OsStr::from_bytes(path))?);
-    let profile = snapshot();
     stop();
+    let profile = snapshot();
+    let mut file = BufWriter::new(File::create(OsStr::from_bytes(path))?);
     if path.ends_with(b".json") {
         profile.write_dhat(&mut file)?;
     } else if path.ends_with(b".folded") {
@@ -94,6 +107,16 @@ mod tests {
         let to = destination(b"heap.json");
         assert_eq!(to.in_process(7).unwrap(), b"heap.json");
         assert_eq!(to.in_process(8), None);
-        assert!(!arm(&[b'a'; PATH_MAX + 1]));
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_told_from_a_c_library_that_refuses() {
+        assert_eq!(arm(&[b'a'; PATH_MAX + 1]), Err(ArmError::PathTooLong));
+        // Nothing has been armed: else a second call would have no need of the C library. The twin's always refuses.
+        assert!(TO.lock().is_none());
+        #[cfg(pcpalloc_twin)]
+        for _ in 0..2 {
+            assert_eq!(arm(&[b'a'; PATH_MAX]), Err(ArmError::Refused));
+        }
     }
 }

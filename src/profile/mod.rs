@@ -68,6 +68,8 @@ pub(crate) use record::fork_lock as fork_lock_book;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use at_exit::ArmError;
+
 use crate::lock::Lock;
 use crate::observe::{self, Client, Rate, Role};
 use crate::{Config, heap};
@@ -172,6 +174,9 @@ pub fn start(options: &Options) -> Result<(), StartError> {
 
 /// Ends the profile. What has been recorded can be read until the next [`start`].
 pub fn stop() {
+    if interval().is_some() {
+        crate::rcu::observe_waiting();
+    }
     let mut interval = INTERVAL.lock();
     if *interval != 0 {
         observe::stop(Role::Profiler);
@@ -215,8 +220,11 @@ pub(crate) fn start_if_wanted() {
     let problem = match start(&Options::new().interval(interval)) {
         Err(StartError::Unobservable) => "not started: another CPU cannot be fenced",
         Err(StartError::OutOfMemory) => "not started: no memory",
-        Ok(()) if to.is_some_and(|path| !at_exit::arm(path)) => "will not be written: the path is too long",
-        Ok(()) => return,
+        Ok(()) => match to.map(at_exit::arm) {
+            Some(Err(ArmError::PathTooLong)) => "will not be written: the path is too long",
+            Some(Err(ArmError::Refused)) => "will not be written: the C library calls nothing more at exit",
+            Some(Ok(())) | None => return,
+        },
     };
     let mut line = crate::sys::Message::new();
     line.text("pcpalloc: profile: ").text(problem).text("\n");

@@ -19,7 +19,11 @@ pub(super) struct Frame {
 }
 
 /// What has been looked up.
-pub(super) struct Symbols(HashMap<usize, Rc<[Rc<Frame>]>>);
+pub(super) struct Symbols {
+    frames: HashMap<usize, Rc<[Rc<Frame>]>>,
+    /// Where the sources of this crate and of the unwinder lie, as debug information says it.
+    inside: Vec<String>,
+}
 
 /// Functions of the allocator, and of what calls it for everybody: the innermost frames of every stack.
 const INSIDE: [&str; 8] = [
@@ -36,30 +40,52 @@ const INSIDE: [&str; 8] = [
 const INSIDE_C: [&str; 7] =
     ["malloc", "calloc", "realloc", "aligned_alloc", "posix_memalign", "memalign", "reallocarray"];
 
-fn is_inside(name: &str) -> bool {
-    INSIDE.iter().any(|prefix| name.starts_with(prefix)) || INSIDE_C.contains(&name)
+/// Line tables alone have functions by their last name, without a path. Then files tell where a frame is.
+const ALLOC_FILE: &str = "/library/alloc/src/alloc.rs";
+const CORE_FILES: &str = "/library/core/src/";
+
+fn is_of_core(frame: &Frame) -> bool {
+    frame.name.starts_with("core::") || frame.name.starts_with("<core::") || frame.file.contains(CORE_FILES)
 }
 
-fn is_of_core(name: &str) -> bool {
-    name.starts_with("core::") || name.starts_with("<core::")
+/// The directory that a function's source is in, without `end`, the rest of the path. None without debug information, or
+/// if it says no more than a name that any program's sources may have.
+fn directory_of(function: *mut c_void, end: &str) -> Option<String> {
+    let mut file = None;
+    // `backtrace` takes an address for one that a call returns to. What is inlined there comes before the function itself.
+    backtrace::resolve(function.wrapping_byte_add(1), |symbol| {
+        file = symbol.filename().and_then(|file| Some(file.to_str()?.to_string()))
+    });
+    let directory = file?.strip_suffix(end)?.to_string();
+    directory.strip_suffix("/src/").is_some_and(|parent| !parent.is_empty() && parent != ".").then_some(directory)
 }
 
 impl Symbols {
     pub(super) fn new() -> Symbols {
-        Symbols(HashMap::new())
+        let own = directory_of(resolve as *mut c_void, "profile/symbols.rs");
+        let unwinder = directory_of(backtrace::clear_symbol_cache as *mut c_void, "symbolize/mod.rs");
+        Symbols { frames: HashMap::new(), inside: [own, unwinder].into_iter().flatten().collect() }
+    }
+
+    fn is_inside(&self, frame: &Frame) -> bool {
+        let name = frame.name.as_str();
+        INSIDE.iter().any(|prefix| name.starts_with(prefix))
+            || INSIDE_C.contains(&name)
+            || frame.file.ends_with(ALLOC_FILE)
+            || self.inside.iter().any(|directory| frame.file.starts_with(directory.as_str()))
     }
 
     /// The frames at a return address.
     pub(super) fn at(&mut self, address: usize) -> Rc<[Rc<Frame>]> {
-        self.0.entry(address).or_insert_with(|| resolve(address)).clone()
+        self.frames.entry(address).or_insert_with(|| resolve(address)).clone()
     }
 
     /// The frames of a stack without those of the allocator, the innermost first; at least one.
     pub(super) fn stack(&mut self, addresses: &[usize]) -> Vec<Rc<Frame>> {
         let mut frames: Vec<_> = addresses.iter().flat_map(|&address| self.at(address).to_vec()).collect();
         // What the allocator calls of `core` is inside, too, if the allocator called it.
-        let near = frames.iter().take_while(|frame| is_inside(&frame.name) || is_of_core(&frame.name)).count();
-        let inside = frames[..near].iter().rposition(|frame| is_inside(&frame.name)).map_or(0, |last| last + 1);
+        let near = frames.iter().take_while(|frame| self.is_inside(frame) || is_of_core(frame)).count();
+        let inside = frames[..near].iter().rposition(|frame| self.is_inside(frame)).map_or(0, |last| last + 1);
         if inside < frames.len() {
             frames.drain(..inside);
         }
@@ -77,8 +103,8 @@ fn unknown(address: usize) -> Frame {
 
 fn resolve(address: usize) -> Rc<[Rc<Frame>]> {
     let mut frames = Vec::new();
-    // The call is before the address to which it returns.
-    backtrace::resolve(address.wrapping_sub(1) as *mut c_void, |symbol| {
+    // `backtrace` looks at the instruction before, which is the call.
+    backtrace::resolve(address as *mut c_void, |symbol| {
         let Some(name) = symbol.name() else { return };
         frames.push(Rc::new(Frame {
             address,
@@ -95,4 +121,57 @@ fn resolve(address: usize) -> Rc<[Rc<Frame>]> {
         frames.push(Rc::new(unknown(address)));
     }
     frames.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The stack of these names and files as it is shown. An address each; two frames in one would be no different.
+    fn shown(symbols: &mut Symbols, frames: &[(&str, String)]) -> Vec<String> {
+        for (address, (name, file)) in frames.iter().enumerate() {
+            let frame = Frame { name: name.to_string(), file: file.clone(), known: true, ..unknown(address) };
+            symbols.frames.insert(address, [Rc::new(frame)].into());
+        }
+        let addresses: Vec<usize> = (0..frames.len()).collect();
+        symbols.stack(&addresses).iter().map(|frame| frame.name.clone()).collect()
+    }
+
+    /// Red for the second if files are not looked at.
+    #[test]
+    fn the_allocators_frames_are_left_out_by_name_or_by_file() {
+        let mut symbols = Symbols { frames: HashMap::new(), inside: vec!["/a/pcpalloc/src/".to_string()] };
+        let nowhere = String::new;
+        let names = [
+            ("pcpalloc::profile::unwind::walk", nowhere()),
+            ("core::option::Option<T>::map", nowhere()),
+            ("__rust_alloc", nowhere()),
+            ("core::iter::adapters::map", nowhere()),
+            ("program::main", nowhere()),
+        ];
+        assert_eq!(shown(&mut symbols, &names), ["core::iter::adapters::map", "program::main"]);
+        let library = |file: &str| format!("/rustc/0123/library/{file}");
+        let line_tables_alone = [
+            ("walk", "/a/pcpalloc/src/profile/unwind.rs".to_string()),
+            ("map", library("core/src/option.rs")),
+            ("alloc_impl", library("alloc/src/alloc.rs")),
+            ("map", library("core/src/iter/adapters/map.rs")),
+            ("walk", "/a/program/src/main.rs".to_string()),
+        ];
+        assert_eq!(shown(&mut symbols, &line_tables_alone), ["map", "walk"]);
+    }
+
+    /// Only where there is debug information can the directory be known, and then it is that of the sources.
+    #[test]
+    #[cfg(not(miri))]
+    fn debug_information_says_where_the_sources_are() {
+        for directory in Symbols::new().inside {
+            assert!(directory.ends_with("/src/") && directory.len() > "/src/".len(), "{directory}");
+        }
+        if let Some(own) = directory_of(resolve as *mut c_void, "profile/symbols.rs") {
+            assert!(std::path::Path::new(&own).join("profile/symbols.rs").is_file(), "{own}");
+        }
+        assert_eq!(directory_of(resolve as *mut c_void, "src/profile/symbols.rs"), None);
+        assert_eq!(directory_of(core::ptr::null_mut(), "profile/symbols.rs"), None);
+    }
 }

@@ -37,7 +37,7 @@
 //!
 //! Each thread counts for itself, in memory of its own that no other thread writes to: a load, an addition and a store for
 //! each of the two numbers, without atomic read-modify-write; `cargo bench --bench tags` measures it. A thread that uses tags takes
-//! 1 KiB for them, which the next one takes over when it ends.
+//! 2 KiB for them, which the next one takes over when it ends.
 
 mod counts;
 mod global;

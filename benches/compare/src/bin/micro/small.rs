@@ -51,23 +51,13 @@ pub const ROWS: &[Row] = &[
         name: "batch400",
         operation: "an object of 8 to 511 bytes, one of 400 that are allocated and then freed in the same order",
         operations: 4_000_000,
-        run: |n| {
-            let sizes = Random::new(0).sizes(400);
-            let neighbours: Vec<Object> = sizes.iter().zip(0..).map(|(size, tag)| Object::new(*size, tag)).collect();
-            let mut held = Vec::with_capacity(sizes.len());
-            let rounds = n.div_ceil(sizes.len() as u64);
-            let mut wrong = 0;
-            let start = Instant::now();
-            for round in 0..rounds {
-                held.extend((round..).zip(&sizes).map(|(tag, size)| Object::new(*size, tag)));
-                for (tag, object) in (round..).zip(held.drain(..)) {
-                    wrong |= object.difference(tag);
-                }
-            }
-            let time = start.elapsed();
-            assert_eq!(wrong | differences(&neighbours), 0, "an object has changed");
-            (rounds * sizes.len() as u64, time)
-        },
+        run: |n| batches(400, n),
+    },
+    Row {
+        name: "bulk",
+        operation: "an object of 8 to 511 bytes, one of 100,000 that are allocated and then freed in the same order",
+        operations: 2_000_000,
+        run: |n| batches(100_000, n),
     },
     Row {
         name: "churn",
@@ -81,6 +71,26 @@ pub const ROWS: &[Row] = &[
         },
     },
 ];
+
+/// Allocates `count` objects and frees them in the same order, until there have been `n`.
+fn batches(count: usize, n: u64) -> (u64, Duration) {
+    let sizes = Random::new(0).sizes(count);
+    let neighbours: Vec<Object> =
+        sizes.iter().take(NEIGHBOURS as usize).zip(0..).map(|(size, tag)| Object::new(*size, tag)).collect();
+    let mut held = Vec::with_capacity(sizes.len());
+    let rounds = n.div_ceil(sizes.len() as u64);
+    let mut wrong = 0;
+    let start = Instant::now();
+    for round in 0..rounds {
+        held.extend((round..).zip(&sizes).map(|(tag, size)| Object::new(*size, tag)));
+        for (tag, object) in (round..).zip(held.drain(..)) {
+            wrong |= object.difference(tag);
+        }
+    }
+    let time = start.elapsed();
+    assert_eq!(wrong | differences(&neighbours), 0, "an object has changed");
+    (rounds * sizes.len() as u64, time)
+}
 
 /// 0 if all objects are as they were made, tagged with their place.
 pub fn differences(objects: &[Object]) -> u64 {
