@@ -20,8 +20,8 @@ pub(super) fn want(stats: bool, leaks: bool) {
 /// Has the C library call for the reports, if there are to be any. It may allocate for that.
 pub(crate) fn arm_exit_report() {
     let wanted = STATS.load(Ordering::Relaxed) || LEAKS.load(Ordering::Relaxed);
-    if wanted && !ARMED.swap(true, Ordering::Relaxed) {
-        sys::at_exit(report);
+    if wanted && !ARMED.swap(true, Ordering::Relaxed) && !sys::at_exit(report) {
+        let _ = sys::Stderr.write_str("pcpalloc: no report at exit: the C library does not take it\n");
     }
 }
 

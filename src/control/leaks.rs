@@ -120,7 +120,8 @@ impl fmt::Display for Leaks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = if self.marked { " more than at the mark" } else { "" };
         let blocks: usize = self.lines().filter_map(|line| line.blocks).sum();
-        writeln!(f, "{} bytes in use{since}; {blocks} blocks of the size classes", self.bytes())?;
+        let of_classes = if blocks == 1 { "block" } else { "blocks" };
+        writeln!(f, "{} bytes in use{since}; {blocks} {of_classes} of the size classes", self.bytes())?;
         for (row, line) in
             self.rows.iter().enumerate().filter(|&(_, &count)| count > 0).map(|(row, _)| row).zip(self.lines())
         {

@@ -94,8 +94,8 @@ impl fmt::Display for ModeReason {
 /// Which rseq area the heap may use.
 ///
 /// A sandbox may end a process for asking the kernel for what it does not allow, where a refusal would do. What is asked
-/// for on the heap's behalf can be chosen here, or by `PCPALLOC_CONF="rseq:libc,membarrier:off"`; with feature `capi`, where C
-/// allocates before any static can say so, by the latter alone.
+/// for on the heap's behalf can be chosen here, or by `PCPALLOC_CONF="rseq:libc,membarrier:off"`: with feature `capi` only by
+/// that, since C asks for memory before any static can say so.
 ///
 /// ```
 /// use pcpalloc::{Config, Mode, PcpAlloc, Rseq};
@@ -105,8 +105,9 @@ impl fmt::Display for ModeReason {
 ///
 /// fn main() {
 ///     let stats = GLOBAL.stats();
-///     # #[cfg(not(feature = "capi"))]
+///     # if !cfg!(feature = "capi") {
 ///     assert!(stats.mode != Mode::OwnRseq && !stats.cpu_fence);
+///     # }
 /// }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -50,7 +50,8 @@
 //! - Where the kernel cannot fence another CPU (`membarrier`, Linux 5.10), frees cannot be seen and starting is refused;
 //!   with stacks per thread ([`Mode::PerThread`](crate::Mode::PerThread)) it works.
 //! - [`stop`] ends the book: what is in use then is not followed any further, and the next [`start`] begins a new one.
-//! - Names come from the program's symbols and debug information. Without the latter, lines are missing.
+//! - Names come from the program's symbols and debug information. Without the latter, lines and inlined functions are missing;
+//!   with line tables alone, the paths of most names.
 
 mod at_exit;
 mod dhat;
