@@ -15,7 +15,7 @@
 //! # Why
 //!
 //! - **Fast**: allocating and freeing a small block is one restartable sequence each, 18 and 16 instructions
-//!   inlined into the caller: no lock, no atomic operation, no system call, and no thread-local state.
+//!   inlined into the caller: no lock, no atomic operation, no system call.
 //! - **Lean**: free blocks are cached per CPU, not per thread. Five hundred idle threads cost what two cost,
 //!   and threads leave nothing behind to tear down.
 //! - **Honest**: [`PcpAlloc::stats`] says where every byte is; [`PcpAlloc::drain`] empties any CPU's cache from
@@ -207,6 +207,10 @@ pub use {
 /// assert_eq!(squares[31], 961);
 /// # }
 /// ```
+#[doc(alias = "malloc")]
+#[doc(alias = "kmalloc")]
+#[doc(alias = "Jemalloc")]
+#[doc(alias = "MiMalloc")]
 #[derive(Clone, Copy, Debug, Default)]
 #[cfg(not(loom))]
 pub struct PcpAlloc {
@@ -412,13 +416,16 @@ impl PcpAlloc {
     /// assert!(leaks.lines().any(|line| line.size == Some(1024) && line.blocks == Some(1)));
     /// # drop(unsafe { Box::from_raw(forgotten) });
     /// ```
+    #[doc(alias = "prof_leak")]
+    #[doc(alias = "kmemleak")]
     pub fn leaks(&self) -> Leaks {
         Leaks::now()
     }
 
     /// What is in use now is not counted by [`PcpAlloc::leaks`], nor at exit: only what each class has more than now.
     ///
-    /// By number, not by block: one that is freed and one that is allocated after the mark make up for each other.
+    /// By number, not by block: one that is freed and one that is allocated after the mark make up for each other. Costs what
+    /// [`PcpAlloc::leaks`] does.
     pub fn leak_mark(&self) {
         heap::ensure_up(&self.config);
         Leaks::mark();
@@ -612,6 +619,17 @@ impl PcpAlloc {
     ///
     /// A zone asks the kernel to *prefer* its node (`MPOL_PREFERRED`), so a page that is touched for the first time
     /// while the node has no free page comes from another.
+    ///
+    /// ```
+    /// use std::alloc::{GlobalAlloc, Layout};
+    ///
+    /// let heap = pcpalloc::PcpAlloc::new();
+    /// let layout = Layout::new::<[u64; 1000]>();
+    /// let block = heap.alloc_on_node(layout, 0)?;
+    /// // SAFETY: a block of this layout, freed once.
+    /// unsafe { heap.dealloc(block.as_ptr(), layout) };
+    /// # Ok::<(), pcpalloc::NodeError>(())
+    /// ```
     ///
     /// # Errors
     /// [`NodeError::Absent`] if the machine has no such node, or none with memory; nothing is allocated then.

@@ -2,6 +2,7 @@
 """Real programs under several allocators, by LD_PRELOAD.
 
     benches/programs/run.py [--install] [--rounds N] [--only a,b] [--allocators glibc,pcpalloc] [--thorough] [--list]
+        [--library FILE] [--out FILE]
 
 Runs every program of `workloads.py` with the allocator of glibc, jemalloc, mimalloc and this one, in turn, compares
 what each prints with what it prints under glibc, and writes `results.md`: seconds and peak memory. `--install` gets
@@ -90,14 +91,16 @@ def table(programs, allocators, results, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--install", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--install", action="store_true", help="get programs and allocators by apt-get, as root")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each program (default: 3)")
+    parser.add_argument("--only", default="", help="names of programs, by commas (default: all)")
     parser.add_argument("--thorough", action="store_true", help="more of python3's own tests, which wait a lot")
-    parser.add_argument("--allocators", default="glibc,jemalloc,mimalloc,pcpalloc")
-    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--allocators", default="glibc,jemalloc,mimalloc,pcpalloc",
+                        help="by commas (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="say what each program does, and run none")
     parser.add_argument("--library", type=Path, help="libpreload.so; built if it is not given")
-    parser.add_argument("--out", type=Path, default=HERE / "results.md")
+    parser.add_argument("--out", type=Path, default=HERE / "results.md",
+                        help="file for the tables (default: results.md beside this program)")
     args = parser.parse_args()
     if args.list:
         for name, workload in WORKLOADS.items():

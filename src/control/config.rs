@@ -47,14 +47,17 @@ impl core::error::Error for ConfigError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermarks {
     /// A reserve: while there is less, allocation takes untouched memory before it takes from this.
+    #[doc(alias = "WMARK_MIN")]
     pub min: usize,
     /// While there is less, the worker gives memory to free pages until there is `high`, so that a program which
     /// sets this pays no page faults. 0 for never.
+    #[doc(alias = "WMARK_LOW")]
     pub low: usize,
     /// More than this is given back to the system within a fraction of a second, whether it is in use now and
     /// then or not. 0 follows the heap's size: an eighth of what is resident, but at least 32 MiB; of freed blocks
-    /// beyond 4 MiB, as much again, and at least 64 MiB. Where
-    /// `low` is 0, what has not been used for a second is given back in any case, down to `min`.
+    /// beyond 4 MiB, as much again, and at least 64 MiB. Where `low` is 0, what has not been used for a second is given
+    /// back in any case, down to `min`.
+    #[doc(alias = "WMARK_HIGH")]
     pub high: usize,
 }
 
@@ -96,10 +99,7 @@ impl Watermarks {
 /// `hardened:random+guard` some by name; `guard:1/5000` samples one allocation in 5000. What cannot be understood is
 /// reported on standard error and left as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[doc(alias = "malloc_conf")]
-#[doc(alias = "MALLOC_CONF")]
-#[doc(alias = "mallopt")]
-#[doc(alias = "mi_option_set")]
+#[doc(alias("malloc_conf", "MALLOC_CONF", "mallopt", "mi_option_set"))]
 pub struct Config {
     limit: Option<usize>,
     watermarks: Watermarks,
@@ -171,9 +171,7 @@ impl Config {
 
     /// Whether to ask the system for transparent huge pages. `cargo bench --bench settings` measures what they are
     /// worth on a machine; see [`HugePages`].
-    #[doc(alias = "transparent_hugepage")]
-    #[doc(alias = "MADV_HUGEPAGE")]
-    #[doc(alias = "mi_option_allow_thp")]
+    #[doc(alias("transparent_hugepage", "MADV_HUGEPAGE", "mi_option_allow_thp"))]
     pub const fn thp(mut self, thp: HugePages) -> Self {
         self.thp = thp;
         self
@@ -184,8 +182,7 @@ impl Config {
     ///
     /// The thread is called `pcpalloc`, has every signal blocked, starts when there is a megabyte to look after, and
     /// sleeps without a timeout while there is not.
-    #[doc(alias = "background_thread")]
-    #[doc(alias = "kswapd")]
+    #[doc(alias("background_thread", "kswapd"))]
     pub const fn worker(mut self, worker: bool) -> Self {
         self.worker = worker;
         self
@@ -231,6 +228,7 @@ impl Config {
     ///
     /// # Panics
     /// If they contradict each other: at compile time, in a static.
+    #[doc(alias("MI_SECURE", "junk", "init_on_free"))]
     pub const fn hardened(mut self, hardening: Hardening) -> Self {
         assert!(!hardening.is_contradictory(), "freed memory is either zeroed or poisoned");
         self.hardening = hardening;
@@ -245,7 +243,7 @@ impl Config {
     /// The idea is GWP-ASan's (<https://llvm.org/docs/GwpAsan.html>): too rare to cost much, and over many processes
     /// often enough. Frees take the slow path meanwhile, where they find out whether they are of such a block; off, it
     /// costs nothing. Chosen when [`Config::hardened`] is. Where the system has no `membarrier`, nothing is guarded.
-    #[doc(alias = "gwp_asan")]
+    #[doc(alias("gwp_asan", "kfence", "MIMALLOC_GUARDED_SAMPLE_RATE"))]
     pub const fn guarded_sampling(mut self, one_in: u32) -> Self {
         self.guarded = one_in;
         self
@@ -254,6 +252,7 @@ impl Config {
     /// Has the heap profiled from the start, by a sample in so many bytes on average; see
     /// [`profile::start`](crate::profile::start).
     #[cfg(feature = "profile")]
+    #[doc(alias = "lg_prof_sample")]
     pub const fn profile(mut self, interval: usize) -> Self {
         self.profile = interval;
         self
@@ -266,8 +265,7 @@ impl Config {
     /// for pprof, gzipped. `%p` in it becomes the process's number; without, children of a `fork` write nothing. A line on
     /// standard error names the file, or says why there is none. When there is none at all, as for [`Config::leaks`].
     #[cfg(feature = "profile")]
-    #[doc(alias = "prof_final")]
-    #[doc(alias = "prof_prefix")]
+    #[doc(alias("prof_final", "prof_prefix"))]
     pub const fn profile_to(mut self, path: &'static str) -> Self {
         self.profile_to = Some(path.as_bytes());
         self
@@ -283,6 +281,7 @@ impl Config {
     /// [`PcpAlloc::leaks`](crate::PcpAlloc::leaks).
     ///
     /// Not in a process that is ended by a signal, by `_exit` or by an abort.
+    #[doc(alias = "prof_leak")]
     pub const fn leaks(mut self, report: bool) -> Self {
         self.leaks = report;
         self
@@ -290,8 +289,7 @@ impl Config {
 
     /// Whether the process says on standard error, when it exits, how its memory stands: [`Stats`](crate::Stats), and with
     /// [`Config::latency`] what slow paths took. When and where not, as for [`Config::leaks`].
-    #[doc(alias = "stats_print")]
-    #[doc(alias = "MIMALLOC_SHOW_STATS")]
+    #[doc(alias("stats_print", "MIMALLOC_SHOW_STATS"))]
     pub const fn stats(mut self, report: bool) -> Self {
         self.stats = report;
         self

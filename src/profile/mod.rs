@@ -150,6 +150,8 @@ impl core::error::Error for StartError {}
 ///
 /// # Errors
 /// [`StartError`]; then nothing has changed.
+#[doc(alias = "prof.active")]
+#[doc(alias = "HeapProfilerStart")]
 pub fn start(options: &Options) -> Result<(), StartError> {
     heap::ensure_up(&Config::new());
     let mut interval = INTERVAL.lock();
@@ -174,6 +176,7 @@ pub fn start(options: &Options) -> Result<(), StartError> {
 }
 
 /// Ends the profile. What has been recorded can be read until the next [`start`].
+#[doc(alias = "HeapProfilerStop")]
 pub fn stop() {
     if interval().is_some() {
         crate::rcu::observe_waiting();
@@ -193,6 +196,8 @@ pub fn interval() -> Option<usize> {
 
 /// What has been recorded so far: a copy, some hundred microseconds under the profiler's lock. Names are found when it is
 /// written.
+#[doc(alias = "prof.dump")]
+#[doc(alias = "HeapProfilerDump")]
 pub fn snapshot() -> Profile {
     if interval().is_some() {
         crate::rcu::observe_waiting();

@@ -31,8 +31,7 @@ const LOOK_AGAIN: u32 = 128;
 /// Whether the system is asked for huge pages.
 ///
 /// On a virtual machine of 2 CPUs, random reads of 512 MiB took 0.8 times as long with huge pages everywhere, and filling it
-/// 2.4 times, since the host had few at hand; by default filling took 0.75 times as long as without, and
-/// reads 0.9 times
+/// 2.4 times, since the host had few at hand; by default filling took 0.75 times as long as without, and reads 0.9 times
 /// (`cargo bench --bench settings`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
