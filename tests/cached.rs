@@ -121,7 +121,8 @@ fn a_drain_of_all_leaves_nothing() {
             let left = if per_thread { after.percpu_cached } else { 0 };
             assert_eq!((after.percpu_cached, report.unreachable_cpus), (left, 0), "{after}");
             assert_eq!(report.drained, before.percpu_cached - left, "{before}");
-            assert!(report.drained > 32 * KIB, "{report:?}");
+            // How much a thread's stacks hold depends on what it did before.
+            assert!(report.drained > 8 * KIB, "{report:?}");
             assert_eq!(after.in_use, before.in_use, "{after}");
             assert_eq!(HEAP.drain(Drain::All).drained, 0);
         }
