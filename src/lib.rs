@@ -21,8 +21,9 @@
 //! - **Honest**: [`PcpAlloc::stats`] says where every byte is; [`PcpAlloc::drain`] empties any CPU's cache from
 //!   any thread, and [`PcpAlloc::trim`] gives back what is free.
 //! - **Hard to corrupt**: bookkeeping is out of band, so a use after free or an overflow cannot derail the allocator
-//!   (the one list that runs through free blocks, of nolock frees that found no room, is checked); a double free that reaches a slab, a pointer that is not ours and a size that
-//!   cannot be the block's end the process with one line that says so.
+//!   (the one list that runs through free blocks, of nolock frees that found no room, is checked); a double free that
+//!   reaches a slab, a pointer that is not ours and a size that cannot be the block's end the process with one line that
+//!   says so.
 //!
 //! # How it works
 //!
@@ -456,9 +457,9 @@ impl PcpAlloc {
 
     /// Drains everything and gives all free pages back to the system.
     ///
-    /// One `madvise` for every free run, and some for the pages between blocks in use; memory that is used again is faulted in again. What stays is said in
-    /// the report. The worker does the same for what nobody has used for a second, so this is for who knows that a
-    /// phase is over.
+    /// One `madvise` for every free run, and some for the pages between blocks in use; memory that is used again is faulted
+    /// in again. What stays is said in the report. The worker does the same for what nobody has used for a second, so this
+    /// is for who knows that a phase is over.
     ///
     /// ```
     /// let report = pcpalloc::PcpAlloc::new().trim();

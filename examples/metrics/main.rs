@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The address is 127.0.0.1:9180 unless given. The service works in bursts and rests between them, so that there is
-//! something to see; its parts have tags, and what slow paths take is measured. `--check` fetches both pages once over HTTP, reads the figures with a parser of another crate, and
-//! ends.
+//! something to see; its parts have tags, and what slow paths take is measured. `--check` fetches both pages once over
+//! HTTP, reads the figures with a parser of another crate, and ends.
 
 mod load;
 
