@@ -5,7 +5,7 @@
 #     bash tests/hosts.sh --only NAME …    # these scripts, whatever results there are; then the page
 #     bash tests/hosts.sh --table          # the page alone, of the results there are
 #
-# All of it takes hours on two CPUs, a good part of them for guests under software emulation; some scripts install
+# All of it takes an hour and a half on two CPUs, half of it for guests under software emulation; some scripts install
 # packages. A run that was interrupted goes on where it stopped: each script leaves its rows, with date, commit and time, in
 # target/hosts/results, and the page is made of those. What a script printed is beside them in target/hosts. Rows are what
 # tests/hosts/common.sh says.
