@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use crate::checked;
 use crate::percpu;
 use crate::size_class::{CLASS, PAGE, PAGE_SHIFT, class_of};
-use crate::slab::{NOT_IN_USE, account_run, class_of_tag, holes, tag_at, tag_of};
+use crate::slab::{NOT_IN_USE, account_run, class_of_tag, holes, retire, tag_at, tag_of};
 use crate::sys;
 use crate::zone::{MARKS, Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, nodes_from, pages_for};
 
@@ -69,7 +69,9 @@ pub(crate) fn alloc_zeroed_class(class: usize) -> *mut u8 {
 }
 
 fn alloc_run(pages: u32, order: u32, purpose: Purpose) -> Option<Run> {
-    let any_node = || nodes_from(percpu::node_here()).find_map(|node| nodes()[node].alloc(pages, order, purpose));
+    let any_node = || {
+        nodes_from(percpu::node_here()).find_map(|node| nodes()[node].alloc(pages, order, purpose, retire::make_room))
+    };
     let run = any_node().or_else(|| {
         percpu::reclaim();
         any_node()
@@ -204,7 +206,12 @@ unsafe fn resize_kind(
 pub(crate) fn alloc_on(node: usize, size: usize, align: usize) -> Option<NonNull<u8>> {
     match kind(size, align) {
         Kind::Run(pages) => {
-            let run = nodes()[node].alloc(pages, (align / PAGE).max(1).trailing_zeros(), Purpose::Large)?;
+            let run = nodes()[node].alloc(
+                pages,
+                (align / PAGE).max(1).trailing_zeros(),
+                Purpose::Large,
+                retire::make_room,
+            )?;
             nodes()[run.zone.node()].run_bytes.fetch_add((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
             Some(run.address())
         }

@@ -4,6 +4,7 @@ use core::ffi::c_int;
 use core::fmt::Write;
 
 use crate::control::{self, Drain};
+use crate::slab::retire;
 use crate::sys;
 use crate::zone::{free_resident, mapping, release};
 
@@ -62,6 +63,7 @@ pub(crate) fn mallinfo() -> Mallinfo {
 /// Drains all stacks and gives back what is free beyond `keep` bytes; 1 if that was something.
 pub(crate) fn trim(keep: usize) -> c_int {
     control::drain(Drain::All);
+    retire::retire_all();
     let surplus = free_resident().saturating_sub(keep);
     (surplus > 0 && release(surplus) > 0) as c_int
 }

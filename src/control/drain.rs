@@ -1,7 +1,7 @@
 //! Drains and trims.
 
 use crate::percpu::{self, CpuDrain};
-use crate::slab::{holes, transfer};
+use crate::slab::{holes, retire, transfer};
 use crate::zone::release;
 use crate::{heap, nolock};
 
@@ -75,6 +75,7 @@ pub(crate) fn trim() -> TrimReport {
         return TrimReport::default();
     }
     let drained = drain(Drain::All);
+    retire::retire_all();
     let released = release(usize::MAX) + holes::punch_all();
     TrimReport {
         released,

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use super::drain::{Drain, drain};
 use crate::percpu;
-use crate::slab::{holes, transfer};
+use crate::slab::{holes, retire, transfer};
 use crate::zone::{COUNTERS, MARKS, free_resident, release};
 
 /// Less than this is not worth fencing every CPU for.
@@ -21,5 +21,6 @@ pub(super) fn relieve() -> usize {
     }
     COUNTERS.reliefs.fetch_add(1, Ordering::Relaxed);
     drain(Drain::All);
+    retire::retire_all();
     release(usize::MAX) + holes::punch_all()
 }

@@ -92,18 +92,19 @@ impl fmt::Display for SlabInfo {
              <batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>"
         )?;
         for class in (0..CLASSES).rev() {
-            let (mut active, mut free, mut slabs) = (0, 0, 0);
+            let (mut active, mut free, mut slabs, mut empty) = (0, 0, 0, 0);
             for node in 0..nodes().len() {
                 let counts = central(node, class).counts();
                 active += counts.out;
                 free += counts.free;
+                empty += counts.empty;
                 slabs += if CLASS[class].is_run() { counts.out } else { counts.slabs };
             }
             if slabs > 0 {
                 let fixed = &CLASS[class];
                 writeln!(
                     f,
-                    "{:<17} {active:>6} {:>6} {:>6} {:>4} {:>4} : tunables {:>4} {:>4}    0 : slabdata {slabs:>6} \
+                    "{:<17} {active:>6} {:>6} {:>6} {:>4} {:>4} : tunables {:>4} {:>4}    0 : slabdata {:>6} \
                      {slabs:>6}      0",
                     Name(class),
                     active + free,
@@ -112,6 +113,7 @@ impl fmt::Display for SlabInfo {
                     fixed.pages,
                     fixed.capacity_max,
                     fixed.batch,
+                    slabs - empty,
                 )?;
             }
         }

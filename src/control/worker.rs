@@ -22,7 +22,7 @@ use core::time::Duration;
 use super::pressure;
 use super::watch::Watcher;
 use crate::percpu;
-use crate::slab::{holes, transfer};
+use crate::slab::{empty, holes, retire, transfer};
 use crate::sys;
 use crate::zone::{BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping_cache, nodes, release_from_zones};
 
@@ -125,8 +125,9 @@ fn balance() -> bool {
     let excess = mapping_cache::shrink_to(MARKS.mappings_kept());
     let (free, low, high) = (free_in_zones(), MARKS.low.load(Ordering::Relaxed), MARKS.high_now());
     let tolerated = if low > 0 { high.saturating_add(RUN_MAX) } else { high };
-    if free > tolerated {
-        return excess + release_from_zones(free - high) > 0;
+    if free + empty::bytes() > tolerated {
+        retire::retire_all();
+        return excess + release_from_zones(free_in_zones().saturating_sub(high)) > 0;
     }
     if low == 0 {
         return excess > 0;
@@ -150,6 +151,7 @@ fn give_back_unused() -> bool {
     if idle.bytes > 0 {
         transfer::drain();
     }
+    let mut retired = if still { retire::retire_all() } else { retire::retire_unused() };
     // Between a low mark and the high one nothing moves: what is given back would be populated again.
     let keep = match MARKS.low.load(Ordering::Relaxed) {
         0 => MARKS.min.load(Ordering::Relaxed),
@@ -159,11 +161,14 @@ fn give_back_unused() -> bool {
     let mut released = mapping_cache::release_unused();
     for zone in zones() {
         let surplus = zone.take_surplus();
-        // What came out of the stacks just now has not been used for a second, either.
-        let surplus = if still { zone.free_warm_bytes() } else { surplus }.min(may_go);
+        // What came out of the stacks and of empty slabs just now has not been used for a second, either; in which zone
+        // that is matters to nobody.
+        let free = zone.free_warm_bytes();
+        let surplus = if still { free } else { (surplus + retired).min(free) }.min(may_go);
         if surplus >= NEGLIGIBLE / 4 {
             let gone = zone.release_free(surplus);
             may_go = may_go.saturating_sub(gone);
+            retired = retired.saturating_sub(gone);
             released += gone;
         }
     }

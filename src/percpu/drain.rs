@@ -10,8 +10,8 @@ use super::regions::{cpu_regions, region_of, regions};
 use super::{rseq, thread};
 use crate::latency::{self, SlowPath};
 use crate::size_class::{CLASSES, block_size};
-use crate::slab::holes;
 use crate::slab::transfer::{self, Bundle};
+use crate::slab::{holes, retire};
 use crate::zone::{COUNTERS, MARKS, mapping_cache, release};
 
 /// What became of a CPU's stacks.
@@ -65,6 +65,7 @@ pub(crate) fn reclaim() {
     COUNTERS.stalls.fetch_add(1, Ordering::Relaxed);
     drain_all();
     transfer::drain();
+    retire::retire_all();
     MARKS.expedite();
     mapping_cache::release(usize::MAX);
     if MARKS.is_limited() {

@@ -5,9 +5,10 @@ use core::sync::atomic::Ordering;
 
 use super::Slab;
 use super::bitmap::{Backing, Misuse};
-use super::central::{Slabs, central, retire, run_of};
+use super::central::{Slabs, central, run_of};
+use super::retire::{make_room, retire};
 use super::tags::{MIDDLE, TWICE, tag_of, zone_of};
-use super::{guard, holes};
+use super::{empty, guard, holes};
 use crate::hardening::{self, Hardening};
 use crate::lock::Guard;
 use crate::size_class::{CLASS, Class, PAGE};
@@ -34,7 +35,7 @@ pub(crate) fn alloc_bulk(node: usize, class: usize, out: &mut [usize]) -> usize 
     }
     // The new slab is filled from before anybody else sees it, without the lock.
     let pages = fixed.pages as u32 + guard::pages() as u32;
-    let Some(run) = nodes()[node].alloc(pages, fixed.order as u32, Purpose::Slab(tag_of(class))) else {
+    let Some(run) = nodes()[node].alloc(pages, fixed.order as u32, Purpose::Slab(tag_of(class)), make_room) else {
         return 0;
     };
     run.zone.forget_marks(run.page, fixed.pages as u32);
@@ -85,11 +86,14 @@ fn take(slab: &mut Slab, class: &Class, start: usize, out: &mut [usize]) -> usiz
     }
 }
 
-/// Takes blocks from slabs on the list until `out` is full or the list empty.
+/// Takes blocks from slabs on the list, then from empty ones, until `out` is full or there are no more.
 fn take_partial(slabs: &mut Guard<'_, Slabs>, class: &Class, out: &mut [usize]) -> usize {
     let mut taken = 0;
     let mut slab = slabs.partial;
     while taken < out.len() {
+        if slab.is_null() {
+            slab = slabs.revive(class);
+        }
         // SAFETY: slabs on the list belong to this central, whose lock is held.
         let Some(this) = (unsafe { slab.as_mut() }) else { break };
         let next = this.next;
@@ -122,7 +126,9 @@ fn alloc_runs(node: usize, class: usize, out: &mut [usize]) -> usize {
     let fixed = &CLASS[class];
     let mut taken = 0;
     while taken < out.len() {
-        let Some(run) = nodes()[node].alloc(fixed.pages as u32, 0, Purpose::Block(tag_of(class))) else { break };
+        let Some(run) = nodes()[node].alloc(fixed.pages as u32, 0, Purpose::Block(tag_of(class)), make_room) else {
+            break;
+        };
         run.zone.forget_marks(run.page, 1);
         out[taken] = sys::addr(run.address());
         taken += 1;
@@ -156,7 +162,7 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
             before = address;
         }
     }
-    let mut empty: *mut Slab = null_mut();
+    let mut emptied: *mut Slab = null_mut();
     let mut held: Option<(usize, Guard<'_, Slabs>)> = None;
     // Blocks that were handed out together often come back together: those of a slab that are side by side go at once.
     let mut rest = blocks;
@@ -186,7 +192,7 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
         }
         slabs.counts.free += count;
         slabs.counts.out -= count;
-        slabs.gave_back(fixed, slab, slab_ref.free_blocks() - count, &mut empty);
+        slabs.gave_back(fixed, slab, slab_ref.free_blocks() - count, &mut emptied);
     }
     if let Some((_, slabs)) = &held {
         let counts = &slabs.counts;
@@ -196,7 +202,8 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
         }
     }
     drop(held);
-    retire(fixed, empty);
+    retire(fixed, emptied);
+    empty::ring();
 }
 
 fn free_runs(class: usize, blocks: &[usize]) {

@@ -4,13 +4,13 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Slab;
-use super::guard;
+use super::empty::{self, Chain};
 #[cfg(feature = "debug")]
 use super::tags::tag_of;
 use crate::lock::{Guard, Lock};
 use crate::size_class::{CLASSES, Class, block_size};
 use crate::sys;
-use crate::zone::{HOLES, Zone};
+use crate::zone::Zone;
 
 /// All slabs, by node and class.
 static CENTRALS: [[Central; CLASSES]; sys::MAX_NODES] = [const { [const { Central::new() }; CLASSES] }; sys::MAX_NODES];
@@ -35,7 +35,9 @@ pub(super) struct Slabs {
     /// The last of them.
     last: *mut Slab,
     listed: usize,
-    /// What there is, on the list or not.
+    /// Those that no block of is in use.
+    empty: Chain,
+    /// What there is, on a list or not.
     pub(super) counts: Counts,
     /// The fewest free blocks that there have been since that was last asked.
     pub(super) least: usize,
@@ -48,6 +50,8 @@ unsafe impl Send for Slabs {}
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub slabs: usize,
+    /// Of these, slabs without a block in use.
+    pub empty: usize,
     /// Blocks of all slabs that are with this layer.
     pub free: usize,
     /// Of these, blocks that have no memory behind them yet.
@@ -67,13 +71,15 @@ impl Counts {
 
 impl Central {
     const fn new() -> Central {
-        let counts = Counts { slabs: 0, free: 0, untouched: 0, holes: 0, out: 0 };
-        let slabs = Slabs { partial: null_mut(), last: null_mut(), listed: 0, counts, least: 0 };
+        let counts = Counts { slabs: 0, empty: 0, free: 0, untouched: 0, holes: 0, out: 0 };
+        let slabs = Slabs { partial: null_mut(), last: null_mut(), listed: 0, empty: Chain::new(), counts, least: 0 };
         Central { slabs: Lock::new(slabs), runs: AtomicUsize::new(0) }
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let mut counts = self.slabs.lock().counts;
+        let slabs = self.slabs.lock();
+        let mut counts = slabs.counts;
+        counts.empty = slabs.empty.len();
         counts.out += self.runs.load(Ordering::Relaxed);
         counts
     }
@@ -87,6 +93,29 @@ impl Central {
         let mut slabs = self.slabs.lock();
         let free = slabs.counts.free;
         (slabs.counts, core::mem::replace(&mut slabs.least, free))
+    }
+
+    /// How many empty slabs there are, and the fewest that there have been since this was last asked.
+    pub(super) fn take_least_empty(&self) -> (usize, usize) {
+        self.slabs.lock().empty.take_least()
+    }
+
+    /// Takes empty slabs out of the central, but for the `kept` that came last: chained, for [`retire`], and how many.
+    pub(super) fn take_empty(&self, class: &Class, kept: usize) -> (*mut Slab, usize) {
+        let mut slabs = self.slabs.lock();
+        let count = slabs.empty.len().saturating_sub(kept);
+        let first = slabs.empty.split_off(kept);
+        let mut slab = first;
+        // SAFETY: these were on the list, whose lock is held.
+        while let Some(this) = unsafe { slab.as_ref() } {
+            slabs.forget(class, this);
+            slab = this.next;
+        }
+        drop(slabs);
+        if count > 0 {
+            empty::forget(class, count);
+        }
+        (first, count)
     }
 
     /// Locks or unlocks for `fork`.
@@ -150,8 +179,28 @@ impl Slabs {
         self.listed += 1;
     }
 
-    /// A slab that had `before` free blocks has more now: puts it on the list if it had none, or takes it out of the
-    /// central if it is empty; such slabs are chained to `emptied`, for [`retire`].
+    /// Puts an empty slab on the list, the one that came last; null if there is none.
+    pub(super) fn revive(&mut self, class: &Class) -> *mut Slab {
+        let slab = self.empty.pop();
+        if !slab.is_null() {
+            empty::forget(class, 1);
+            self.link(slab);
+        }
+        slab
+    }
+
+    /// A slab without a block in use leaves the central.
+    fn forget(&mut self, class: &Class, slab: &Slab) {
+        self.counts.slabs -= 1;
+        self.counts.free -= slab.free_blocks();
+        self.counts.untouched -= slab.untouched(class);
+        self.counts.holes -= slab.hole_bytes(class);
+        self.least = self.least.min(self.counts.free);
+    }
+
+    /// A slab that had `before` free blocks has more now: puts it on the list if it had none. One that is empty is kept as
+    /// such, unless there are enough of these, or it has holes; then it is taken out of the central and chained to
+    /// `emptied`, for [`retire`].
     #[inline]
     pub(super) fn gave_back(&mut self, class: &Class, slab: *mut Slab, before: usize, emptied: &mut *mut Slab) {
         // SAFETY: a slab of this central, whose lock is held.
@@ -161,35 +210,17 @@ impl Slabs {
             if before > 0 {
                 self.unlink(slab);
             }
-            self.counts.slabs -= 1;
-            self.counts.free -= free;
-            self.counts.untouched -= this.untouched(class);
-            self.counts.holes -= this.hole_bytes(class);
-            self.least = self.least.min(self.counts.free);
-            this.next = *emptied;
-            *emptied = slab;
+            if this.holes == 0 && empty::admits(class) {
+                empty::note(class);
+                self.empty.push(this);
+            } else {
+                self.forget(class, this);
+                this.next = *emptied;
+                *emptied = slab;
+            }
         } else if before == 0 {
             self.link(slab);
         }
-    }
-}
-
-/// Gives slabs that have no block in use back to their zones.
-pub(super) fn retire(class: &Class, mut emptied: *mut Slab) {
-    while !emptied.is_null() {
-        // SAFETY: these slabs were taken out of their central, so they are ours alone.
-        let (next, touched, holes, bytes) = unsafe {
-            let slab = &*emptied;
-            (slab.next, slab.touched_pages(class), slab.hole_pages(class), slab.hole_bytes(class))
-        };
-        if bytes > 0 {
-            HOLES.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        let (zone, page) = run_of(emptied);
-        // A guard page that cannot be taken down is left where it is.
-        let guards = guard::pages() > 0 && guard::lower(zone, page + class.pages as u32);
-        zone.free_slab(page, class.pages as u32 + guards as u32, touched as u32, holes);
-        emptied = next;
     }
 }
 
@@ -236,11 +267,26 @@ impl Central {
             listed += 1;
             (previous, slab) = (slab, this.next);
         }
+        let mut empty = 0;
+        for slab in slabs.empty.iter() {
+            // SAFETY: as above.
+            let this = unsafe { &mut *slab };
+            this.check(fixed)?;
+            if this.free_blocks() != fixed.blocks as usize || this.holes != 0 {
+                return Err("an empty slab has all blocks, and no holes");
+            }
+            free += this.free_blocks();
+            untouched += this.untouched(fixed);
+            empty += 1;
+        }
+        if empty != slabs.empty.len() {
+            return Err("there are as many empty slabs as counted");
+        }
         let counts = &slabs.counts;
         if (free, untouched, holes) != (counts.free, counts.untouched, counts.holes) {
             return Err("slabs hold as many free blocks as counted");
         }
-        if previous != slabs.last || listed != slabs.listed || listed > counts.slabs {
+        if previous != slabs.last || listed != slabs.listed || listed + empty > counts.slabs {
             return Err("as many slabs are listed as counted");
         }
         if counts.slabs * fixed.blocks as usize != counts.out + counts.free {

@@ -17,7 +17,8 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Slab;
-use super::central::{central, retire, run_of};
+use super::central::{central, run_of};
+use super::retire::retire;
 use crate::hardening::{self, Hardening};
 use crate::latency::{self, SlowPath};
 use crate::lock::Lock;
@@ -56,8 +57,12 @@ impl Slab {
     }
 
     /// The stretches of a set.
-    fn stretches(set: u16) -> impl Iterator<Item = usize> {
-        (0..u16::BITS as usize).filter(move |index| set >> index & 1 != 0)
+    fn stretches(mut set: u16) -> impl Iterator<Item = usize> {
+        core::iter::from_fn(move || {
+            let lowest = (set != 0).then(|| set.trailing_zeros() as usize);
+            set &= set.wrapping_sub(1);
+            lowest
+        })
     }
 
     /// Stretches that have memory behind them and that no block reaches into but free ones, which were used before.

@@ -175,8 +175,11 @@ impl Buddy {
     /// The same with pages that have lost their memory since: those that bit n of `holes` stands for.
     pub(crate) fn free_with_holes(&mut self, pages: Range<u32>, touched: u32, holes: u32) {
         self.pages.set_warm(pages.start..pages.start + touched);
-        for hole in (0..u32::BITS).filter(|n| holes >> n & 1 != 0) {
-            self.pages.set_cold(pages.start + hole..pages.start + hole + 1);
+        let mut rest = holes;
+        while rest != 0 {
+            let hole = pages.start + rest.trailing_zeros();
+            self.pages.set_cold(hole..hole + 1);
+            rest &= rest - 1;
         }
         // The pages of a slab have tags; inside a run of one block there are none.
         if self.pages.tag(pages.end - 1) != TAG_NONE {

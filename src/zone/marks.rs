@@ -30,6 +30,10 @@ pub(crate) static MARKS: Marks = Marks {
 /// Bytes of runs handed out that the holder has given back to the system. Relaxed throughout: a statistic.
 pub(crate) static HOLES: AtomicUsize = AtomicUsize::new(0);
 
+/// Bytes of runs handed out whose holder keeps them free for whoever needs them. Relaxed throughout: the bound on them is
+/// kept to within a slab per thread.
+pub(crate) static SPARE: AtomicUsize = AtomicUsize::new(0);
+
 /// Bytes of the heap that are resident, cheaply: runs handed out or warm, mappings, those kept too, and tables by estimate.
 pub(crate) fn resident() -> usize {
     let zones: usize = nodes().iter().flat_map(|node| node.zones()).map(|zone| zone.resident_bytes()).sum();
@@ -38,9 +42,9 @@ pub(crate) fn resident() -> usize {
     zones + zones / 64 + mappings + META.resident_estimate()
 }
 
-/// Free bytes with memory behind them, and mappings that are kept.
+/// Free bytes with memory behind them, empty slabs and mappings that are kept among them.
 pub(crate) fn free_resident() -> usize {
-    free_in_zones() + mapping_cache::bytes()
+    free_in_zones() + SPARE.load(Ordering::Relaxed) + mapping_cache::bytes()
 }
 
 /// Free bytes of zones with memory behind them.

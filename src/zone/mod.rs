@@ -25,7 +25,7 @@ pub(crate) use bell::BELL;
 pub(crate) use buddy::{MAX_ORDER, Purpose};
 pub(crate) use counters::COUNTERS;
 pub use huge::HugePages;
-pub(crate) use marks::{HOLES, MARKS, free_in_zones, free_resident, resident};
+pub(crate) use marks::{HOLES, MARKS, SPARE, free_in_zones, free_resident, resident};
 pub(crate) use meta::META;
 pub(crate) use node::{Run, nodes, nodes_from, note_distances, note_node, pages_for, release, release_from_zones};
 #[cfg(test)]

@@ -107,14 +107,28 @@ impl Node {
 
     /// A run of `pages` aligned to `1 << align` pages: from the oldest zone that has one free, by growing a
     /// zone, or from a new zone. `None` when the system gives no more.
-    pub(crate) fn alloc(&self, pages: u32, align: u32, purpose: Purpose) -> Option<Run> {
+    ///
+    /// Before it takes cold memory, `make_room` may give this node's zones what it has of warm memory, for so many bytes,
+    /// and says whether it had any.
+    pub(crate) fn alloc(
+        &self,
+        pages: u32,
+        align: u32,
+        purpose: Purpose,
+        make_room: impl Fn(usize, usize) -> bool,
+    ) -> Option<Run> {
         let order = align.max(pages.next_power_of_two().trailing_zeros());
         if order > MAX_ORDER {
             return None;
         }
+        let make_room = || make_room(self.number(), (pages as usize) << PAGE_SHIFT);
         let mut ahead = true;
         loop {
             if let Some(run) = self.alloc_free(pages, align, order, purpose) {
+                if run.warm < pages && make_room() {
+                    run.zone.free(run.page, pages, 0);
+                    continue;
+                }
                 if run.warm == 0 && ahead && huge::is_due(pages) && run.zone.populate_unit() {
                     // Once: what another thread takes of it meanwhile is not made up for.
                     ahead = false;
@@ -128,12 +142,20 @@ impl Node {
                 }
                 return Some(run);
             }
+            if make_room() {
+                continue;
+            }
             // One that found room between our look and the lock makes us look again; each turn somebody
             // has taken what was added, so the loop is bounded by what the system gives.
             if !self.zones().any(|zone| zone.grow(order)) && !self.append(order) {
                 return None;
             }
         }
+    }
+
+    /// Its number.
+    fn number(&self) -> usize {
+        nodes().iter().position(|node| core::ptr::eq(node, self)).unwrap_or(0)
     }
 
     fn alloc_free(&self, pages: u32, align: u32, order: u32, purpose: Purpose) -> Option<Run> {
@@ -149,8 +171,7 @@ impl Node {
         if self.zones().any(|zone| zone.may_have(order)) {
             return true;
         }
-        let index = nodes().iter().position(|node| core::ptr::eq(node, self)).unwrap_or(0);
-        let Some(zone) = Zone::reserve(index, order) else { return false };
+        let Some(zone) = Zone::reserve(self.number(), order) else { return false };
         let link = match self.zones().last() {
             Some(last) => &last.next,
             None => &self.zones,

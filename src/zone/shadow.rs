@@ -54,6 +54,9 @@ impl Zone {
 
     /// Forgets what was known of blocks in these pages, which the caller has just taken.
     pub(crate) fn forget_marks(&self, page: u32, pages: u32) {
+        if !hardening::any(Hardening::CHECKED) {
+            return;
+        }
         let start = crate::sys::addr(self.address_of(page));
         for page in 0..pages as usize {
             // A page has whole words: 128 bytes.

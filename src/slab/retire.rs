@@ -1,0 +1,99 @@
+//! The ends of slabs: their runs go back to the zones.
+//!
+//! Slabs that become empty are retired at once if there are enough of them (`empty.rs`), the others
+//!
+//! ```text
+//! when a class needs a run, or a program     those of some classes, and the zones are asked again
+//! a large one, and its zones would have
+//! to take cold memory:
+//! once a second:                             of each class as many as it never needed since (the worker)
+//! when memory is short, in a trim:           all
+//! ```
+//!
+//! So no memory is touched for the first time while an empty slab could give it.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::Slab;
+use super::central::{central, run_of};
+use super::empty::{self, slab_bytes};
+use super::guard;
+use crate::size_class::{CLASS, CLASSES, Class};
+use crate::zone::{HOLES, nodes};
+
+/// Gives slabs that have no block in use, and are in no central, back to their zones.
+pub(super) fn retire(class: &Class, mut emptied: *mut Slab) {
+    while !emptied.is_null() {
+        // SAFETY: these slabs were taken out of their central, so they are ours alone.
+        let (next, touched, holes, bytes) = unsafe {
+            let slab = &*emptied;
+            (slab.next, slab.touched_pages(class), slab.hole_pages(class), slab.hole_bytes(class))
+        };
+        if bytes > 0 {
+            HOLES.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        let (zone, page) = run_of(emptied);
+        // A guard page that cannot be taken down is left where it is.
+        let guards = guard::pages() > 0 && guard::lower(zone, page + class.pages as u32);
+        zone.free_slab(page, class.pages as u32 + guards as u32, touched as u32, holes);
+        emptied = next;
+    }
+}
+
+fn slab_classes() -> impl Iterator<Item = usize> {
+    (0..CLASSES).filter(|&class| !CLASS[class].is_run())
+}
+
+/// Retires empty slabs of a class: those beyond the first `kept`; returns their bytes.
+fn retire_beyond(node: usize, class: usize, kept: usize) -> usize {
+    let fixed = &CLASS[class];
+    let (slabs, count) = central(node, class).take_empty(fixed, kept);
+    if count > 0 {
+        retire(fixed, slabs);
+    }
+    count * slab_bytes(fixed)
+}
+
+/// Has a node's zones get runs back from empty slabs, for one of so many bytes that they have no warm memory for; whether
+/// there were any.
+#[inline]
+pub(crate) fn make_room(node: usize, wanted: usize) -> bool {
+    empty::bytes() > 0 && make_room_now(node, wanted)
+}
+
+#[cold]
+fn make_room_now(node: usize, wanted: usize) -> bool {
+    /// The class whose turn it is. Relaxed: any will do.
+    static HAND: AtomicUsize = AtomicUsize::new(0);
+
+    let hand = HAND.load(Ordering::Relaxed);
+    let mut bytes = 0;
+    for class in slab_classes().filter(|&class| class >= hand).chain(slab_classes().filter(|&class| class < hand)) {
+        bytes += retire_beyond(node, class, 0);
+        if bytes >= wanted {
+            HAND.store(class, Ordering::Relaxed);
+            break;
+        }
+    }
+    bytes > 0
+}
+
+/// Retires all empty slabs; returns their bytes.
+pub(crate) fn retire_all() -> usize {
+    let nodes = 0..nodes().len();
+    nodes.flat_map(|node| slab_classes().map(move |class| retire_beyond(node, class, 0))).sum()
+}
+
+/// Retires those that nobody has needed since this was last called; returns their bytes.
+pub(crate) fn retire_unused() -> usize {
+    let mut bytes = 0;
+    for node in 0..nodes().len() {
+        for class in slab_classes() {
+            let (now, least) = central(node, class).take_least_empty();
+            if least > 0 {
+                bytes += retire_beyond(node, class, now - least);
+            }
+        }
+    }
+    bytes
+}
