@@ -14,7 +14,7 @@
 //!
 //! # Why
 //!
-//! - **Fast**: allocating and freeing a small block is one restartable sequence each, 20 and 16 instructions
+//! - **Fast**: allocating and freeing a small block is one restartable sequence each, 18 and 16 instructions
 //!   inlined into the caller: no lock, no atomic operation, no system call.
 //! - **Lean**: free blocks are cached per CPU, not per thread. Five hundred idle threads cost what two cost,
 //!   and threads leave nothing behind to tear down.

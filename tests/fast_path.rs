@@ -188,9 +188,9 @@ fn listed(instruction: &Instruction, next: u64) -> String {
         OpKind::Memory => {
             let (segment, base) = (instruction.memory_segment(), instruction.memory_base());
             let (index, scale) = (instruction.memory_index(), instruction.memory_index_scale());
-            // A thread-local lies below the thread pointer, as far as the linker likes; -8 and -16 are entries of a stack.
+            // A thread-local lies below the thread pointer, as far as the linker likes.
             let local = instruction.memory_displacement64() as i64;
-            let at = if local < -16 && base != Register::RSP { "a thread-local".into() } else { local.to_string() };
+            let at = if local < -8 && base != Register::RSP { "a thread-local".into() } else { local.to_string() };
             format!("{segment:?}:[{base:?}+{index:?}*{scale}+{at}]")
         }
         OpKind::NearBranch64 => "there".into(),

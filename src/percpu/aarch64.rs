@@ -117,9 +117,7 @@ const _: () = assert!(sys::RSEQ_SIGNATURE == u32::from_le(0xd428_bc00));
 /// ```text
 /// block = head.top[-1]
 /// if block is 0: return it               // the sentinel: empty, or stopped
-/// below = head.top[-2]                   // the sentinel at the lowest
 /// head.top -= 1                          // commit
-/// end: prefetch below
 /// ```
 #[inline(always)]
 pub(super) fn pop(class: usize) -> *mut u8 {
@@ -141,9 +139,8 @@ fn pop_in(table: &Table, class: usize) -> *mut u8 {
     // A pointer from the start, so that the compiler sees the caller's test for null to be the same as ours.
     let block: *mut u8;
     // SAFETY: the section reads this CPU's header and the entry below its top, which exist for every CPU and
-    // for `STOPPED` (whose sentinel is 0, so that it is never written); if that entry is none of the sentinels, it reads
-    // the one below it, which may be one. It writes `rseq_cs` and the header. It completes on one CPU without another
-    // section of that CPU between, or has no effect. A prefetch of any address has none; after a miss it is some number.
+    // for `STOPPED` (whose sentinel is 0, so that it is never written); it writes `rseq_cs` and the header.
+    // It completes on one CPU without another section of that CPU between, or has no effect.
     unsafe {
         asm!(
             enter!(),
@@ -151,11 +148,9 @@ fn pop_in(table: &Table, class: usize) -> *mut u8 {
             "ldr {c}, [{h}]
              ldr {block}, [{c}, #-8]!
              cbz {block}, 5f
-             ldr {t}, [{c}, #-8]
              str {c}, [{h}]",
             leave!("mov {block}, xzr
                     b 5b"),
-            "prfm pstl1keep, [{t}]",
             area = out(reg) _,
             table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),

@@ -21,9 +21,10 @@
 //! Deviations from the obvious, each measured (see `src/README.md`):
 //! 1. The header's address is formed first and then used without index or displacement: such a store is
 //!    forwarded to the next load at register speed, others at five cycles.
-//! 2. `pop` prefetches the block below the one it takes, which the next `pop` will return: its user writes to it first
-//!    of all. Two instructions more, a tenth of a pair that finds everything in the first-level cache, for a quarter
-//!    of the time of allocations that find nothing there (`bulk` in `benches/compare`).
+//! 2. `pop` does not prefetch the block below the one it takes: that would be two more instructions for everyone, a tenth of
+//!    a pair. Of 100,000 blocks that are all allocated and then freed each takes a tenth less time with it, but what
+//!    passes between threads a sixth more (`bulk` and `channel_bounded` in `benches/compare`): the line of a block that
+//!    is free already is fetched from under the other processor, which is at work on its neighbour.
 //! 3. An abort is a miss, not a retry: the slow path tries again, a bounded number of times. So a debugger
 //!    can step through a program line by line, which aborts every section, and the program still proceeds.
 //! 4. No field of the rseq area is written but `rseq_cs`, and that is not cleared on the way out: the kernel
@@ -115,9 +116,7 @@ const _: () = assert!(sys::RSEQ_SIGNATURE == 0x5305_3053);
 /// ```text
 /// block = head.top[-1]
 /// if block is 0: return it               // the sentinel: empty, or stopped
-/// below = head.top[-2]                   // the sentinel at the lowest
 /// head.top -= 1                          // commit
-/// end: prefetch below
 /// ```
 #[inline(always)]
 pub(super) fn pop(class: usize) -> *mut u8 {
@@ -139,9 +138,8 @@ fn pop_in(table: &Table, class: usize) -> *mut u8 {
     // A pointer from the start, so that the compiler sees the caller's test for null to be the same as ours.
     let block: *mut u8;
     // SAFETY: the section reads this CPU's header and the entry below its top, which exist for every CPU and
-    // for `STOPPED` (whose sentinel is 0, so that it is never written); if that entry is none of the sentinels, it reads
-    // the one below it, which may be one. It writes `rseq_cs` and the header. It completes on one CPU without another
-    // section of that CPU between, or has no effect. A prefetch of any address has none; after a miss it is some number.
+    // for `STOPPED` (whose sentinel is 0, so that it is never written); it writes `rseq_cs` and the header.
+    // It completes on one CPU without another section of that CPU between, or has no effect.
     unsafe {
         asm!(
             enter!(),
@@ -150,12 +148,10 @@ fn pop_in(table: &Table, class: usize) -> *mut u8 {
              mov {block}, qword ptr [{c} - 8]
              test {block}, {block}
              jz 5f
-             mov {t}, qword ptr [{c} - 16]
              sub {c}, 8
              mov qword ptr [{h}], {c}",
             leave!("xor {block:e}, {block:e}
                     jmp 5b"),
-            "prefetcht0 [{t}]",
             off = out(reg) _,
             table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
