@@ -25,18 +25,25 @@ const POPULATE_FROM: usize = 8 << 20;
 ///
 /// 0 means that the system gives no more memory.
 pub(crate) fn alloc_bulk(node: usize, class: usize, out: &mut [usize]) -> usize {
+    alloc_bulk_counted(node, class, out).0
+}
+
+/// As [`alloc_bulk`]; returns also how many blocks of the class the node has handed out, these among them.
+pub(crate) fn alloc_bulk_counted(node: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
     let fixed = &CLASS[class];
     if fixed.is_run() {
         return alloc_runs(node, class, out);
     }
-    let taken = take_partial(&mut central(node, class).lock(), fixed, out);
+    let mut slabs = central(node, class).lock();
+    let taken = take_partial(&mut slabs, fixed, out);
     if taken > 0 {
-        return taken;
+        return (taken, slabs.counts.out);
     }
+    drop(slabs);
     // The new slab is filled from before anybody else sees it, without the lock.
     let pages = fixed.pages as u32 + guard::pages() as u32;
     let Some(run) = nodes()[node].alloc(pages, fixed.order as u32, Purpose::Slab(tag_of(class)), make_room) else {
-        return 0;
+        return (0, 0);
     };
     run.zone.forget_marks(run.page, fixed.pages as u32);
     if guard::pages() > 0 {
@@ -74,7 +81,7 @@ pub(crate) fn alloc_bulk(node: usize, class: usize, out: &mut [usize]) -> usize 
     if left > 0 {
         slabs.link(slab);
     }
-    taken
+    (taken, slabs.counts.out)
 }
 
 /// Takes free blocks of a slab: the lowest, or any.
@@ -122,7 +129,7 @@ fn take_partial(slabs: &mut Guard<'_, Slabs>, class: &Class, out: &mut [usize]) 
     taken
 }
 
-fn alloc_runs(node: usize, class: usize, out: &mut [usize]) -> usize {
+fn alloc_runs(node: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
     let fixed = &CLASS[class];
     let mut taken = 0;
     while taken < out.len() {
@@ -133,8 +140,7 @@ fn alloc_runs(node: usize, class: usize, out: &mut [usize]) -> usize {
         out[taken] = sys::addr(run.address());
         taken += 1;
     }
-    central(node, class).runs.fetch_add(taken, Ordering::Relaxed);
-    taken
+    (taken, central(node, class).runs.fetch_add(taken, Ordering::Relaxed) + taken)
 }
 
 /// Gives blocks of `class` back to their slabs, and slabs that are empty to their zones.

@@ -19,7 +19,7 @@ pub(crate) mod transfer;
 use bitmap::Slab;
 #[cfg(feature = "debug")]
 pub(crate) use bulk::is_out;
-pub(crate) use bulk::{account_run, alloc_bulk, free_bulk};
+pub(crate) use bulk::{account_run, alloc_bulk, alloc_bulk_counted, free_bulk};
 pub(crate) use central::central;
 #[cfg(feature = "debug")]
 pub(crate) use guard::pages as guard_pages;
