@@ -111,8 +111,8 @@ impl Central {
             slabs.forget(class, this);
             slab = this.next;
         }
-        drop(slabs);
         if count > 0 {
+            // Under the lock, so that a child of `fork` has as many as are counted.
             empty::forget(class, count);
         }
         (first, count)
