@@ -344,7 +344,8 @@ fn the_heap_says_where_its_memory_is() {
         assert_eq!(c::malloc_trim(usize::MAX), 0, "all may be kept");
         assert_eq!(c::malloc_trim(4 * MIB), 1);
         let trimmed = info();
-        assert!(trimmed.keepcost <= 5 * MIB && trimmed.keepcost > 2 * MIB, "{}", trimmed.keepcost);
+        // By whole free blocks, of up to 4 MiB.
+        assert!(trimmed.keepcost < 8 * MIB && trimmed.keepcost > 2 * MIB, "{}", trimmed.keepcost);
         assert_eq!(c::malloc_trim(0), 1);
         assert!(info().keepcost < MIB);
         c::malloc_stats();
