@@ -1,7 +1,9 @@
 //! Slabs that are free as a whole wait for their class to need them again, for others to need their memory, or for the end
-//! of the second.
+//! of the second. Where the worker would end the wait, it is off.
 
 mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::memory::{resident, resident_below};
 use common::{HEAP, KIB, MIB, child};
@@ -33,7 +35,7 @@ fn a_class_takes_its_slabs_again() {
         const ROUNDS: u64 = 20;
         (0..ROUNDS).for_each(|_| drop(fill(BYTES, 256)));
         let taken = (shared().zones.taken - before) / ROUNDS;
-        // The worker looks at zones, too.
+        // The worker looks at zones, too; without one whoever frees would.
         let slabs = (BYTES / (16 * KIB)) as u64;
         println!("the zones' locks were taken {taken} times in every round, in which {slabs} slabs came and went");
         assert!(taken < slabs / 4, "{taken} times for {slabs} slabs");
@@ -53,7 +55,6 @@ fn other_sizes_have_the_memory_first() {
         drop(fill(BYTES, 256));
         let most = resident();
         for size in [320, 48, 1000, 5000, 9000, 40 * KIB, 300 * KIB] {
-            // At once: before the worker comes.
             drop(fill(BYTES - BYTES / 4, size));
             let now = resident();
             println!("{} KiB after blocks of {size}, at first {} KiB", now / KIB, most / KIB);
@@ -61,7 +62,7 @@ fn other_sizes_have_the_memory_first() {
         }
         is_sound();
     });
-    child::Child::new(NAME, "").run().succeeded();
+    child::Child::new(NAME, "").settings("worker:off").run().succeeded();
 }
 
 /// Nobody needs them again: they go back within seconds, from a process that does nothing and from one that is busy with
@@ -75,22 +76,22 @@ fn empty_slabs_go_back_when_nobody_needs_them() {
         drop(fill(MIB, 1000));
         HEAP.trim();
         let start = resident();
-        drop(fill(12 * MIB, 200));
-        assert!(resident() > start + 8 * MIB, "they are there still");
+        let objects = fill(12 * MIB, 200);
+        assert!(resident() > start + 8 * MIB, "they are there");
+        drop(objects);
         let busy = argument == "busy";
-        let done = std::sync::atomic::AtomicBool::new(false);
-        // Relaxed: nothing hangs on it.
-        const RELAXED: std::sync::atomic::Ordering = std::sync::atomic::Ordering::Relaxed;
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             if busy {
                 scope.spawn(|| {
-                    while !done.load(RELAXED) {
+                    // Relaxed: nothing hangs on it.
+                    while !done.load(Ordering::Relaxed) {
                         drop(fill(64 * KIB, 1000));
                     }
                 });
             }
             let (time, after) = resident_below(start + 3 * MIB);
-            done.store(true, RELAXED);
+            done.store(true, Ordering::Relaxed);
             println!("{} KiB before, {} KiB after {time:.1?}", start / KIB, after / KIB);
             assert!(after < start + 3 * MIB && time.as_secs() < 10, "{} KiB after {time:.1?}", after / KIB);
         });
@@ -118,7 +119,7 @@ fn a_trim_leaves_no_empty_slab() {
         assert_eq!(slabs.0, slabs.1, "no slab is empty");
         is_sound();
     });
-    child::Child::new(NAME, "").run().succeeded();
+    child::Child::new(NAME, "").settings("worker:off").run().succeeded();
 }
 
 /// Of all classes, from `slabinfo`.

@@ -55,7 +55,8 @@ pub struct Watermarks {
     pub low: usize,
     /// More than this is given back to the system within a fraction of a second, whether it is in use now and
     /// then or not. 0 follows the heap's size: an eighth of what is resident, but at least 32 MiB; of freed blocks
-    /// beyond 4 MiB, as much again, and at least 64 MiB. Where `low` is 0, what has not been used for a second is given
+    /// beyond 4 MiB, as much again, and at least 64 MiB. A quarter of it at most, and 16 MiB, may be slabs that wait for
+    /// the sizes that were freed to be asked for again. Where `low` is 0, what has not been used for a second is given
     /// back in any case, down to `min`.
     #[doc(alias = "WMARK_HIGH")]
     pub high: usize,

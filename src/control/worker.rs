@@ -4,7 +4,8 @@
 //! sleep until a zone has free memory worth a look (or a mark was set)
 //! while there is something to watch, four times a second:
 //!     free > high:            give back what exceeds it
-//!     once a second:          give back what was free all second long (with a low mark: down to high), also of slabs
+//!     once a second:          retire empty slabs that were not needed all second long; give back what was free as long
+//!                             (with a low mark: down to high), also of slabs in use
 //!                             empty the stacks of CPUs that did nothing all second long; if nobody did anything, give
 //!                             back all
 //!     free < low:             give memory to free pages, up to high

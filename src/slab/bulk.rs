@@ -143,7 +143,7 @@ fn alloc_runs(node: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
     (taken, central(node, class).runs.fetch_add(taken, Ordering::Relaxed) + taken)
 }
 
-/// Gives blocks of `class` back to their slabs, and slabs that are empty to their zones.
+/// Gives blocks of `class` back to their slabs; slabs that are empty then are kept, or go back to their zones.
 ///
 /// Ends the process over a block that is free already, or that is none.
 pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
@@ -169,6 +169,7 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
         }
     }
     let mut emptied: *mut Slab = null_mut();
+    let mut kept = false;
     let mut held: Option<(usize, Guard<'_, Slabs>)> = None;
     // Blocks that were handed out together often come back together: those of a slab that are side by side go at once.
     let mut rest = blocks;
@@ -198,7 +199,7 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
         }
         slabs.counts.free += count;
         slabs.counts.out -= count;
-        slabs.gave_back(fixed, slab, slab_ref.free_blocks() - count, &mut emptied);
+        kept |= slabs.gave_back(fixed, slab, slab_ref.free_blocks() - count, &mut emptied);
     }
     if let Some((_, slabs)) = &held {
         let counts = &slabs.counts;
@@ -209,7 +210,9 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
     }
     drop(held);
     retire(fixed, emptied);
-    empty::ring();
+    if kept {
+        empty::ring();
+    }
 }
 
 fn free_runs(class: usize, blocks: &[usize]) {

@@ -50,7 +50,7 @@ unsafe impl Send for Slabs {}
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub slabs: usize,
-    /// Of these, slabs without a block in use.
+    /// Of these, slabs without a block in use: in what [`Central::counts`] returns, not in what the lock guards.
     pub empty: usize,
     /// Blocks of all slabs that are with this layer.
     pub free: usize,
@@ -100,13 +100,13 @@ impl Central {
         self.slabs.lock().empty.take_least()
     }
 
-    /// Takes empty slabs out of the central, but for the `kept` that came last: chained, for [`retire`], and how many.
+    /// Takes empty slabs out of the central, but for the `kept` that came last: chained, for [`retire`](super::retire::retire), and how many.
     pub(super) fn take_empty(&self, class: &Class, kept: usize) -> (*mut Slab, usize) {
         let mut slabs = self.slabs.lock();
         let count = slabs.empty.len().saturating_sub(kept);
         let first = slabs.empty.split_off(kept);
         let mut slab = first;
-        // SAFETY: these were on the list, whose lock is held.
+        // SAFETY: these were on the list, and whoever takes them off it is the only one to refer to them.
         while let Some(this) = unsafe { slab.as_ref() } {
             slabs.forget(class, this);
             slab = this.next;
@@ -200,9 +200,9 @@ impl Slabs {
 
     /// A slab that had `before` free blocks has more now: puts it on the list if it had none. One that is empty is kept as
     /// such, unless there are enough of these, or it has holes; then it is taken out of the central and chained to
-    /// `emptied`, for [`retire`].
+    /// `emptied`, for [`retire`](super::retire::retire). Whether it is kept.
     #[inline]
-    pub(super) fn gave_back(&mut self, class: &Class, slab: *mut Slab, before: usize, emptied: &mut *mut Slab) {
+    pub(super) fn gave_back(&mut self, class: &Class, slab: *mut Slab, before: usize, emptied: &mut *mut Slab) -> bool {
         // SAFETY: a slab of this central, whose lock is held.
         let this = unsafe { &mut *slab };
         let free = this.free_blocks();
@@ -212,15 +212,17 @@ impl Slabs {
             }
             if this.holes == 0 && empty::admits(class) {
                 empty::note(class);
-                self.empty.push(this);
-            } else {
-                self.forget(class, this);
-                this.next = *emptied;
-                *emptied = slab;
+                // SAFETY: a slab of this central that is off its list; with no block in use nobody comes to it by a block.
+                unsafe { self.empty.push(slab) };
+                return true;
             }
+            self.forget(class, this);
+            this.next = *emptied;
+            *emptied = slab;
         } else if before == 0 {
             self.link(slab);
         }
+        false
     }
 }
 

@@ -51,7 +51,8 @@ pub(super) fn ring() {
     BELL.freed(2 * bytes());
 }
 
-/// A list of slabs by their `next`, of which only one end is used.
+/// A list of slabs by their `next`, of which only one end is used. Whoever has the list alone refers to the slabs on it, as
+/// [`Chain::push`] demands.
 pub(super) struct Chain {
     first: *mut Slab,
     len: usize,
@@ -73,8 +74,11 @@ impl Chain {
         (self.len, core::mem::replace(&mut self.least, self.len))
     }
 
-    pub(super) fn push(&mut self, slab: &mut Slab) {
-        slab.next = self.first;
+    /// # Safety
+    /// `slab` is a slab, in no list, that nobody refers to until it is off this one.
+    pub(super) unsafe fn push(&mut self, slab: *mut Slab) {
+        // SAFETY: the caller's obligation.
+        unsafe { (*slab).next = self.first };
         self.first = slab;
         self.len += 1;
     }
@@ -82,7 +86,7 @@ impl Chain {
     /// The slab that came last.
     pub(super) fn pop(&mut self) -> *mut Slab {
         let slab = self.first;
-        // SAFETY: slabs on the list belong to whoever has the list.
+        // SAFETY: null, or a slab on the list, to which by the contract of `push` nobody else refers.
         if let Some(this) = unsafe { slab.as_ref() } {
             self.first = this.next;
             self.len -= 1;
@@ -98,12 +102,13 @@ impl Chain {
         }
         let mut link: *mut *mut Slab = &mut self.first;
         for _ in 0..kept {
-            // SAFETY: the list has more than `kept` slabs, which belong to whoever has it.
+            // SAFETY: the link is that of one of the first `kept` slabs, and the list has more, so it is not null; nobody
+            // else refers to the slab, by the contract of `push`.
             link = unsafe { &raw mut (**link).next };
         }
         self.len = kept;
         self.least = self.least.min(kept);
-        // SAFETY: the link is the list's head or lies in a slab on it.
+        // SAFETY: the link is the list's head, which is borrowed for writing, or lies in a slab that nobody else refers to.
         unsafe { link.replace(null_mut()) }
     }
 
@@ -111,7 +116,7 @@ impl Chain {
     #[cfg(feature = "debug")]
     pub(super) fn iter(&self) -> impl Iterator<Item = *mut Slab> {
         let following = |slab: *mut Slab| (!slab.is_null()).then_some(slab);
-        // SAFETY: slabs on the list belong to whoever has the list.
+        // SAFETY: as in `pop`; the list is borrowed for as long as the iterator is there.
         core::iter::successors(following(self.first), move |&slab| following(unsafe { (*slab).next }))
     }
 }
@@ -139,10 +144,10 @@ mod tests {
                 match step {
                     0 | 1 => {
                         let Some(slab) = spare.pop() else { continue };
-                        // SAFETY: 64 bytes for every page hold the header and the bitmap.
+                        // SAFETY: 64 bytes for every page hold the header and the bitmap, and `spare` has given it away.
                         unsafe {
                             Slab::init(slab, class, Backing::Warm);
-                            chain.push(&mut *slab);
+                            chain.push(slab);
                         }
                         expected.push(slab);
                     }

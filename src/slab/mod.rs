@@ -3,8 +3,8 @@
 //! A [`Slab`] is a run cut into equal blocks, with its header and a bitmap of free blocks in the run's
 //! page descriptors: nothing is ever written into a block that is not in use. A [`central`](central::Central) keeps
 //! the slabs of one class on one node; [`bulk`] moves blocks with one hold of its lock. [`transfer`] passes whole
-//! batches from CPU to CPU without touching a slab or a lock. [`holes`] gives back what is free between blocks in use, [`empty`] keeps slabs
-//! without any until [`retire`] gives their runs back to the zones.
+//! batches from CPU to CPU without touching a slab or a lock. [`holes`] gives back what is free between blocks in use.
+//! [`empty`] keeps slabs without any, until [`retire`] gives their runs back to the zones.
 
 mod bitmap;
 mod bulk;

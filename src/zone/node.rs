@@ -67,6 +67,9 @@ pub(crate) struct Node {
     pub(crate) run_bytes: AtomicUsize,
 }
 
+/// How often room is made for one run: what others free meanwhile would go on for ever.
+const ROOM_TRIES: u32 = 16;
+
 /// Pages handed out.
 pub(crate) struct Run {
     pub zone: &'static Zone,
@@ -121,7 +124,8 @@ impl Node {
         if order > MAX_ORDER {
             return None;
         }
-        let make_room = || make_room(self.number(), (pages as usize) << PAGE_SHIFT);
+        let mut tries = 0..ROOM_TRIES;
+        let mut make_room = || tries.next().is_some() && make_room(self.number(), (pages as usize) << PAGE_SHIFT);
         let mut ahead = true;
         loop {
             if let Some(run) = self.alloc_free(pages, align, order, purpose) {
