@@ -76,8 +76,11 @@ pub fn slow_down(section: &Section, pauses: impl Fn(usize) -> usize, fault: Faul
         }
     }
     let end = code.here();
-    let back = jump_to(end, section.end);
+    // So that a section that is too long is so for long: a single instruction is hardly ever interrupted.
+    (0..if fault.long { 15 } else { 0 }).for_each(|_| code.bytes.extend_from_slice(&PAUSE));
+    let back = jump_to(code.here(), section.end);
     code.bytes.extend_from_slice(&back);
+    let covered_end = if fault.long { code.here() } else { end };
     for (at, instruction, target) in pending {
         let place = places.iter().find(|(from, _)| *from == target).map_or(target, |(_, to)| *to);
         let jump = retarget(instruction, code.start + at, place);
@@ -98,7 +101,7 @@ pub fn slow_down(section: &Section, pauses: impl Fn(usize) -> usize, fault: Faul
     let start = places[uncovered + fault.late].1;
     let descriptor = section.descriptor();
     descriptor.start.store(start as u64, Ordering::Relaxed);
-    descriptor.len.store((end - start + if fault.long { JUMP_LEN } else { 0 }) as u64, Ordering::Relaxed);
+    descriptor.len.store((covered_end - start) as u64, Ordering::Relaxed);
     // SAFETY: instructions of this program, in pages made writable, which nobody executes meanwhile.
     unsafe { (section.armed as *mut u8).copy_from_nonoverlapping(jump.as_ptr(), JUMP_LEN) };
     publish(section.armed, JUMP_LEN);
