@@ -13,9 +13,7 @@ use crate::hardening::{self, Hardening};
 use crate::lock::Guard;
 use crate::size_class::{CLASS, Class, PAGE};
 use crate::sys;
-#[cfg(feature = "debug")]
-use crate::zone::Zone;
-use crate::zone::{BELL, HOLES, Purpose, nodes};
+use crate::zone::{BELL, HOLES, Purpose, Zone, nodes};
 
 /// A new slab is given its memory in one call, which takes 30 % less time than a fault for every page, once its zone
 /// has this many bytes in use: a program so large will use the rest of the slab, too.
@@ -151,33 +149,17 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
     if fixed.is_run() {
         return free_runs(class, blocks);
     }
-    // The slab that a block is said to be of, and where its run starts.
-    let slab_at = |address: usize| {
-        let (zone, page) = zone_of(address, class);
-        let first = page & !((1u32 << fixed.order) - 1);
-        (zone, zone.descriptors(first).cast::<Slab>(), sys::addr(zone.address_of(first)))
-    };
-    // Runs are aligned stretches of zones, and zones are aligned to more.
-    let stretch = PAGE << fixed.order;
     // Headers and bitmaps are out of the way of everything else, so most will miss: let them miss together,
     // and before the lock is held.
-    let mut before = usize::MAX;
     for &address in blocks {
-        if (address ^ before) >= stretch {
-            prefetch(slab_at(address).1);
-            before = address;
-        }
+        prefetch(Zone::descriptor_at(address & !((PAGE << fixed.order) - 1)));
     }
     let mut emptied: *mut Slab = null_mut();
     let mut kept = false;
     let mut held: Option<(usize, Guard<'_, Slabs>)> = None;
-    // Blocks that were handed out together often come back together: those of a slab that are side by side go at once.
     let mut rest = blocks;
     while let Some(&address) = rest.first() {
-        let (zone, slab, start) = slab_at(address);
-        let count = rest.iter().position(|&other| (address ^ other) >= stretch).unwrap_or(rest.len());
-        let (together, others) = rest.split_at(count);
-        rest = others;
+        let (zone, page) = zone_of(address, class);
         let slabs = match &mut held {
             Some((node, slabs)) if *node == zone.node() => slabs,
             _ => {
@@ -185,21 +167,30 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
                 &mut held.insert((zone.node(), central(zone.node(), class).lock())).1
             }
         };
+        // Runs are aligned stretches of zones, and zones are aligned to more.
+        let first = page & !((1u32 << fixed.order) - 1);
+        let slab = zone.descriptors(first).cast::<Slab>();
         // SAFETY: the tag says that the page belongs to a slab of this class, whose header is the
         // descriptor of the first page of its aligned run; its central's lock is held.
-        let slab_ref = unsafe { &mut *slab };
-        match slab_ref.give(fixed, start, together) {
-            Ok(()) => {}
+        let this = unsafe { &mut *slab };
+        let before = this.free_blocks();
+        // Blocks that were handed out together often come back together.
+        let given = match this.give(fixed, sys::addr(zone.address_of(first)), rest) {
+            Ok(given) => given,
             Err((address, Misuse::DoubleFree)) => sys::die(TWICE, address),
             Err((address, Misuse::NotABlock)) => {
                 // Behind the run's last page somebody else's begin.
                 zone_of(address, class);
                 sys::die(MIDDLE, address)
             }
+        };
+        rest = &rest[given..];
+        slabs.counts.free += given;
+        slabs.counts.out -= given;
+        // Only then has the central something to do.
+        if before == 0 || before + given == fixed.blocks as usize {
+            kept |= slabs.gave_back(fixed, slab, before, &mut emptied);
         }
-        slabs.counts.free += count;
-        slabs.counts.out -= count;
-        kept |= slabs.gave_back(fixed, slab, slab_ref.free_blocks() - count, &mut emptied);
     }
     if let Some((_, slabs)) = &held {
         let counts = &slabs.counts;

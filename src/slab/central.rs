@@ -198,10 +198,9 @@ impl Slabs {
         self.least = self.least.min(self.counts.free);
     }
 
-    /// A slab that had `before` free blocks has more now: puts it on the list if it had none. One that is empty is kept as
-    /// such, unless there are enough of these, or it has holes; then it is taken out of the central and chained to
-    /// `emptied`, for [`retire`](super::retire::retire). Whether it is kept.
-    #[inline]
+    /// A slab that had `before` free blocks has more now, which are counted: puts it on the list if it had none. One that is
+    /// empty is kept as such, unless there are enough of these, or it has holes; then it is taken out of the central and
+    /// chained to `emptied`, for [`retire`](super::retire::retire). Whether it is kept.
     pub(super) fn gave_back(&mut self, class: &Class, slab: *mut Slab, before: usize, emptied: &mut *mut Slab) -> bool {
         // SAFETY: a slab of this central, whose lock is held.
         let this = unsafe { &mut *slab };

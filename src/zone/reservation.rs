@@ -136,6 +136,13 @@ impl Zone {
         (self.base() + DESCRIPTORS_AT + page as usize * DESCRIPTOR) as *mut Descriptor
     }
 
+    /// The descriptor of the page that `address` lies in, if it lies in a zone.
+    #[inline(always)]
+    pub(crate) fn descriptor_at(address: usize) -> *mut Descriptor {
+        let page = Zone::page_of(address) as usize;
+        ((address & !ZONE_MASK) + DESCRIPTORS_AT + page * DESCRIPTOR) as *mut Descriptor
+    }
+
     /// The tag of a page; exact if the caller holds the page.
     #[inline(always)]
     pub(crate) fn tag(&self, page: u32) -> u8 {
