@@ -16,8 +16,8 @@
 //! Requests need not be powers of two: [`Buddy::alloc`] takes the block that covers the request and gives
 //! the pages behind it back, or puts the request together from neighbours that are no buddies. Lists alone would have runs
 //! of odd lengths lie wherever the last one was freed, and what is free between them serve nobody: so of what there is the
-//! lowest in memory is taken, as first fit does (Knuth, ibid.), as far as a bounded number of looks goes. A large run that
-//! comes back whole is parked for the next request of its length, and merged when anybody needs it otherwise. Everything
+//! lowest in memory is taken, as first fit does (Knuth, ibid.), as far as a bounded number of looks goes. Of large runs of
+//! one length that come back whole, one after the other, the last few are parked for the next requests of that length, and merged when anybody needs them otherwise. Everything
 //! here is arithmetic on the tables of [`Pages`]; no system call is made, and the caller holds the lock.
 
 use core::ops::Range;
@@ -190,11 +190,12 @@ impl Buddy {
         let (count, warm) = (pages.end - pages.start, self.pages.warm_in(pages.clone()));
         self.free += count;
         self.free_warm += warm;
-        if !Parked::wants(count, warm) {
+        if !Parked::admits(count, warm) {
             return self.give_range(pages);
         }
-        if self.parked.pages().is_some_and(|parked| parked != count) {
+        if !self.parked.comes_again(count) {
             self.unpark();
+            return self.give_range(pages);
         }
         if let Some(older) = self.parked.put(pages) {
             self.give_range(older);

@@ -2,8 +2,8 @@
 //!
 //! A program that allocates and frees a large block in a loop gets the same pages each time, without splitting and
 //! merging them in between. Parked runs count as free; whoever finds no warm memory on the lists, wants to extend a
-//! run, or gives memory back to the system puts them on the lists first. All have the same length: where lengths
-//! change, no more than one run is in the way of what could be merged.
+//! run, or gives memory back to the system puts them on the lists first. All have the same length, and one is parked
+//! only if the last was as long: where lengths change, none is in the way of what could be merged.
 
 use core::ops::Range;
 
@@ -15,26 +15,27 @@ const PAGES_MIN: u32 = 65;
 pub(super) struct Parked {
     /// All of one length. Newest last; empty ones are at the end.
     runs: [Range<u32>; MAX],
+    /// The length of the last run that could have been parked, and of all that are.
+    last: u32,
 }
 
 impl Parked {
     pub(super) const fn new() -> Parked {
-        Parked { runs: [const { 0..0 }; MAX] }
+        Parked { runs: [const { 0..0 }; MAX], last: 0 }
     }
 
-    /// Whether a run of `pages`, of which `warm` have memory behind them, is to be parked.
-    pub(super) fn wants(pages: u32, warm: u32) -> bool {
+    /// Whether a run of `pages`, of which `warm` have memory behind them, could be parked.
+    pub(super) fn admits(pages: u32, warm: u32) -> bool {
         pages >= PAGES_MIN && warm == pages
+    }
+
+    /// Whether a run that could be parked is as long as the last one.
+    pub(super) fn comes_again(&mut self, pages: u32) -> bool {
+        core::mem::replace(&mut self.last, pages) == pages
     }
 
     fn len(&self) -> usize {
         self.runs.iter().take_while(|run| !run.is_empty()).count()
-    }
-
-    /// The length of the runs, if there are any.
-    pub(super) fn pages(&self) -> Option<u32> {
-        let first = &self.runs[0];
-        (!first.is_empty()).then(|| first.end - first.start)
     }
 
     fn remove(&mut self, at: usize) -> Range<u32> {
@@ -53,7 +54,7 @@ impl Parked {
 
     /// The newest run of exactly `pages`, at a multiple of `1 << align`.
     pub(super) fn take(&mut self, pages: u32, align: u32) -> Option<u32> {
-        if self.pages() != Some(pages) {
+        if self.last != pages {
             return None;
         }
         let fits = |run: &Range<u32>| !run.is_empty() && run.start.is_multiple_of(1 << align);

@@ -349,3 +349,65 @@ fn what_comes_and_goes_stays_together() {
     let resident = world.buddy.resident_pages();
     assert!(resident * 10 < (most + kept) * 14, "{resident} pages for {most} and {kept}");
 }
+
+/// Large runs of one length that come and go are parked from the second on; those of other lengths are merged at once, and
+/// have the parked ones merged.
+///
+/// Red if `comes_again` is true always, or never.
+#[test]
+fn large_runs_are_parked_that_come_again() {
+    let mut world = World::new(PAGES);
+    let mut comes_and_goes = |pages: u32| {
+        world.alloc(pages, 0);
+        world.free(0, pages);
+        world.buddy.parked.orders() != 0
+    };
+    assert!(!comes_and_goes(101));
+    assert!(comes_and_goes(101) && comes_and_goes(101));
+    assert!(!comes_and_goes(151));
+    assert!((0..20).all(|n| !comes_and_goes(201 + 2 * n)));
+    assert!(comes_and_goes(239));
+}
+
+/// Eight large runs of any length, each replaced in turn, in 32 sequences of chance: no more memory is touched than by first
+/// fit, which may put a run at any page, and 4 %.
+///
+/// Red if `take_low` takes the block alone, if `take_warmest` does where the block is not warm in full, if `warm_around` goes
+/// on behind the block before it looks in front of it, or if `comes_again` is true always.
+#[test]
+fn large_runs_lie_close_together() {
+    const LIVE: usize = 8;
+    let (mut resident, mut by_first_fit) = (0, 0);
+    for seed in 1..=32u64 {
+        let mut world = World::new(2 * PAGES);
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut live: [Option<Range<u32>>; LIVE] = [const { None }; LIVE];
+        // What first fit does with the same.
+        let (mut fitted, mut reach) = (live.clone(), 0);
+        for turn in 0..3000 {
+            let doubling = 8 << (next() % 6);
+            let count = doubling + next() as u32 % doubling;
+            let taken = world.buddy.alloc(count, 0, Purpose::Large).unwrap();
+            let old = live[turn % LIVE].replace(taken.page..taken.page + count);
+            if let Some(old) = old {
+                let touched = old.end - old.start;
+                world.buddy.free(old, touched);
+            }
+            let ends = fitted.iter().flatten().map(|run| run.end).chain([0]);
+            let free =
+                |start: &u32| fitted.iter().flatten().all(|run| run.end <= *start || *start + count <= run.start);
+            let start = ends.filter(free).min().unwrap();
+            fitted[turn % LIVE] = Some(start..start + count);
+            reach = reach.max(start + count);
+        }
+        resident += world.buddy.resident_pages();
+        by_first_fit += reach;
+    }
+    assert!(resident <= by_first_fit + by_first_fit / 25, "{resident} pages, {by_first_fit} by first fit");
+}
