@@ -25,33 +25,51 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+/// An object that is looked at once more when it goes.
+struct Checked {
+    object: Object,
+    tag: u64,
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        assert_eq!(self.object.difference(self.tag), 0, "an object has changed");
+    }
+}
+
 fn size_shift(divisor: usize, rest: &mut Rest) {
-    const SIZES: [usize; 9] = [16, 48, 100, 260, 700, 1800, 5000, 16_000, 100];
-    let budget = (64 << 20) / divisor;
-    let mut random = Random::new(0);
-    let mut live: Vec<(Object, usize, u64)> = Vec::new();
-    let (mut bytes, mut tag) = (0, 0);
     rest.begin();
+    let mut tag = 0;
+    let live = shift((64 << 20) / divisor, |size| {
+        tag += 1;
+        Checked { object: Object::new(size, tag), tag }
+    });
+    rest.done();
+    drop(live);
+    rest.rest();
+}
+
+/// Replaces blocks by larger ones; returns those that are alive at the end, with their sizes.
+fn shift<Block>(budget: usize, mut new: impl FnMut(usize) -> Block) -> Vec<(Block, usize)> {
+    const SIZES: [usize; 9] = [16, 48, 100, 260, 700, 1800, 5000, 16_000, 100];
+    let mut random = Random::new(0);
+    let mut live: Vec<(Block, usize)> = Vec::new();
+    let mut bytes = 0;
     for size in SIZES {
         // Half of what is live gives way to the new size, then all of the rest but a tenth.
         for share in [2, 10] {
             while live.len() > 1 && bytes > budget / share {
-                let (object, size, tag) = live.swap_remove(random.next() as usize % live.len());
-                assert_eq!(object.difference(tag), 0, "an object has changed");
+                let (_, size) = live.swap_remove(random.next() as usize % live.len());
                 bytes -= size;
             }
             while bytes + size <= budget {
                 let size = size + random.next() as usize % (size / 4 + 1);
-                live.push((Object::new(size, tag), size, tag));
+                live.push((new(size), size));
                 bytes += size;
-                tag += 1;
             }
         }
     }
-    rest.done();
-    assert!(live.iter().all(|(object, _, tag)| object.difference(*tag) == 0), "an object has changed");
-    drop(live);
-    rest.rest();
+    live
 }
 
 /// Objects that live and die together.
@@ -152,4 +170,89 @@ fn larson(divisor: usize, rest: &mut Rest) {
     heirlooms.iter().for_each(|objects| check(objects));
     drop(heirlooms);
     rest.rest();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::cmp::Reverse;
+    use std::collections::{BinaryHeap, HashMap};
+    use std::rc::Rc;
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    /// An allocator that wastes nothing but what follows from pages that hold blocks of one size: a block is where the lowest
+    /// free one was, a size is rounded up to a word, and a page goes back as soon as no block begins in it (nothing else of
+    /// a block is touched in `size_shift`).
+    #[derive(Default)]
+    struct Segregated {
+        sizes: HashMap<usize, Blocks>,
+        pages: usize,
+        peak: usize,
+        live: usize,
+        most: usize,
+    }
+
+    #[derive(Default)]
+    struct Blocks {
+        free: BinaryHeap<Reverse<usize>>,
+        made: usize,
+        in_page: HashMap<usize, usize>,
+    }
+
+    struct Block {
+        of: Rc<RefCell<Segregated>>,
+        size: usize,
+        number: usize,
+    }
+
+    impl Block {
+        fn new(of: &Rc<RefCell<Segregated>>, size: usize) -> Block {
+            let size = size.next_multiple_of(8);
+            let mut all = of.borrow_mut();
+            let blocks = all.sizes.entry(size).or_default();
+            let number = blocks.free.pop().map_or(blocks.made, |lowest| lowest.0);
+            blocks.made = blocks.made.max(number + 1);
+            let in_page = blocks.in_page.entry(number * size / PAGE).or_default();
+            *in_page += 1;
+            let touched = (*in_page == 1) as usize;
+            all.pages += touched;
+            all.live += 1;
+            all.most = all.most.max(all.live);
+            // The program's list of its blocks, 32 bytes for each, which is never shortened.
+            all.peak = all.peak.max(all.pages * PAGE + all.most * 32);
+            Block { of: of.clone(), size, number }
+        }
+    }
+
+    impl Drop for Block {
+        fn drop(&mut self) {
+            let mut all = self.of.borrow_mut();
+            let blocks = all.sizes.get_mut(&self.size).expect("the block's size");
+            blocks.free.push(Reverse(self.number));
+            let in_page = blocks.in_page.get_mut(&(self.number * self.size / PAGE)).expect("the block's page");
+            *in_page -= 1;
+            let left = (*in_page == 0) as usize;
+            all.pages -= left;
+            all.live -= 1;
+        }
+    }
+
+    /// What `size_shift` costs every allocator whose pages hold one size each, however good it is: a sixth more than one that
+    /// joins free neighbours of different sizes, as glibc does with its 232 MiB.
+    ///
+    /// (The same comes out if the highest free block is taken instead of the lowest.)
+    ///
+    /// Red if sizes are rounded up to powers of two.
+    #[test]
+    fn pages_of_one_size_need_290_mib() {
+        let all = Rc::new(RefCell::new(Segregated::default()));
+        drop(shift(64 << 20, |size| Block::new(&all, size)));
+        let all = all.borrow();
+        println!("{} MiB", all.peak >> 20);
+        assert_eq!((all.pages, all.live), (0, 0));
+        assert!((285..295).contains(&(all.peak >> 20)), "{}", all.peak >> 20);
+    }
 }
