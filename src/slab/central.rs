@@ -95,15 +95,17 @@ impl Central {
         (slabs.counts, core::mem::replace(&mut slabs.least, free))
     }
 
-    /// How many empty slabs there are, and the fewest that there have been since this was last asked.
-    pub(super) fn take_least_empty(&self) -> (usize, usize) {
+    /// The fewest empty slabs that there have been since this was last asked.
+    pub(super) fn take_least_empty(&self) -> usize {
         self.slabs.lock().empty.take_least()
     }
 
-    /// Takes empty slabs out of the central, but for the `kept` that came last: chained, for [`retire`](super::retire::retire), and how many.
-    pub(super) fn take_empty(&self, class: &Class, kept: usize) -> (*mut Slab, usize) {
+    /// Takes empty slabs out of the central, those that came first: as many as `wanted` says of how many there are; chained,
+    /// for [`retire`](super::retire::retire), and how many.
+    pub(super) fn take_empty(&self, class: &Class, wanted: impl FnOnce(usize) -> usize) -> (*mut Slab, usize) {
         let mut slabs = self.slabs.lock();
-        let count = slabs.empty.len().saturating_sub(kept);
+        let count = wanted(slabs.empty.len()).min(slabs.empty.len());
+        let kept = slabs.empty.len() - count;
         let first = slabs.empty.split_off(kept);
         let mut slab = first;
         // SAFETY: these were on the list, and whoever takes them off it is the only one to refer to them.

@@ -3,8 +3,8 @@
 //! Slabs that become empty are retired at once if there are enough of them (`empty.rs`), the others
 //!
 //! ```text
-//! when a class needs a run, or a program     those of some classes, and the zones are asked again
-//! a large one, and its zones would have
+//! when a class needs a run, or a program     as many as it takes, and the zones are asked again; what lies
+//! a large one, and its zones would have      apart is of no use to a large run, so each time for twice as much
 //! to take cold memory:
 //! once a second:                             of each class as many as it never needed since (the worker)
 //! when memory is short, in a trim:           all
@@ -44,18 +44,17 @@ fn slab_classes() -> impl Iterator<Item = usize> {
     (0..CLASSES).filter(|&class| !CLASS[class].is_run())
 }
 
-/// Retires empty slabs of a class: those beyond the first `kept`; returns their bytes.
-fn retire_beyond(node: usize, class: usize, kept: usize) -> usize {
+/// Retires empty slabs of a class, as many as `wanted` says of how many there are; returns their bytes.
+fn retire_some(node: usize, class: usize, wanted: impl FnOnce(usize) -> usize) -> usize {
     let fixed = &CLASS[class];
-    let (slabs, count) = central(node, class).take_empty(fixed, kept);
+    let (slabs, count) = central(node, class).take_empty(fixed, wanted);
     if count > 0 {
         retire(fixed, slabs);
     }
     count * slab_bytes(fixed)
 }
 
-/// Has a node's zones get runs back from empty slabs, for one of so many bytes that they have no warm memory for; whether
-/// there were any.
+/// Has a node's zones get runs back from empty slabs, so many bytes or all there are; whether there were any.
 #[inline]
 pub(crate) fn make_room(node: usize, wanted: usize) -> bool {
     empty::bytes() > 0 && make_room_now(node, wanted)
@@ -69,7 +68,7 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
     let hand = HAND.load(Ordering::Relaxed);
     let mut bytes = 0;
     for class in slab_classes().filter(|&class| class >= hand).chain(slab_classes().filter(|&class| class < hand)) {
-        bytes += retire_beyond(node, class, 0);
+        bytes += retire_some(node, class, |_| (wanted - bytes).div_ceil(slab_bytes(&CLASS[class])));
         if bytes >= wanted {
             HAND.store(class, Ordering::Relaxed);
             break;
@@ -81,7 +80,7 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
 /// Retires all empty slabs; returns their bytes.
 pub(crate) fn retire_all() -> usize {
     let nodes = 0..nodes().len();
-    nodes.flat_map(|node| slab_classes().map(move |class| retire_beyond(node, class, 0))).sum()
+    nodes.flat_map(|node| slab_classes().map(move |class| retire_some(node, class, |all| all))).sum()
 }
 
 /// Retires those that nobody has needed since this was last called; returns their bytes.
@@ -89,9 +88,9 @@ pub(crate) fn retire_unused() -> usize {
     let mut bytes = 0;
     for node in 0..nodes().len() {
         for class in slab_classes() {
-            let (now, least) = central(node, class).take_least_empty();
+            let least = central(node, class).take_least_empty();
             if least > 0 {
-                bytes += retire_beyond(node, class, now - least);
+                bytes += retire_some(node, class, |_| least);
             }
         }
     }

@@ -125,7 +125,8 @@ impl Node {
             return None;
         }
         let mut tries = 0..ROOM_TRIES;
-        let mut make_room = || tries.next().is_some() && make_room(self.number(), (pages as usize) << PAGE_SHIFT);
+        let bytes = (pages as usize) << PAGE_SHIFT;
+        let mut make_room = || tries.next().is_some_and(|n| make_room(self.number(), bytes << n));
         let mut ahead = true;
         loop {
             if let Some(run) = self.alloc_free(pages, align, order, purpose) {

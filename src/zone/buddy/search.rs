@@ -67,7 +67,7 @@ impl Buddy {
     /// As [`Buddy::take_first`], but from the first page on that is free in front of that block: what lies between two
     /// runs of odd lengths would else be left over at each, and the heap reach farther by a fifth.
     fn take_low(&mut self, count: u32, order: u32, align: u32) -> Option<u32> {
-        let (page, found) = self.first(order)?;
+        let (page, found) = self.first(count, order)?;
         let (first, start) = self.free_from(page, count, align);
         if start >= page {
             return Some(self.split(page, found, count, order));
@@ -100,30 +100,43 @@ impl Buddy {
 
     /// The first block of at least `order`: cold, if what is warm is left for last.
     pub(super) fn take_first(&mut self, count: u32, order: u32) -> Option<u32> {
-        let (page, found) = self.first(order)?;
+        let (page, found) = self.first(count, order)?;
         Some(self.split(page, found, count, order))
     }
 
-    fn first(&mut self, order: u32) -> Option<(u32, u32)> {
-        if self.free_warm >= self.reserve && self.lowest(order, true).is_none() {
+    fn first(&mut self, count: u32, order: u32) -> Option<(u32, u32)> {
+        if self.free_warm >= self.reserve && self.lowest(count, order, true).is_none() {
             self.unpark();
         }
         let warm_first = self.free_warm >= self.reserve;
-        self.lowest(order, warm_first).or_else(|| self.lowest(order, !warm_first))
+        self.lowest(count, order, warm_first).or_else(|| self.lowest(count, order, !warm_first))
     }
 
-    /// Of the first few blocks of the smallest order that is large enough and has any, the lowest.
-    fn lowest(&mut self, order: u32, warm: bool) -> Option<(u32, u32)> {
-        let order = (order..ORDERS as u32).find(|&order| self.list(order, warm).head != NONE)?;
-        let (mut lowest, mut page) = (NONE, self.list(order, warm).head);
-        for _ in 0..LOOKS {
-            if page == NONE {
-                break;
+    /// Of the first few blocks of the smallest order that is large enough and has any, the lowest. Of warm ones, the lowest
+    /// of those whose first `count` pages are, if an order has one.
+    fn lowest(&mut self, count: u32, order: u32, warm: bool) -> Option<(u32, u32)> {
+        let mut found = None;
+        for order in order..ORDERS as u32 {
+            let mut page = self.list(order, warm).head;
+            let (mut lowest, mut whole) = (NONE, NONE);
+            for _ in 0..LOOKS {
+                if page == NONE {
+                    break;
+                }
+                lowest = lowest.min(page);
+                if !warm || page < whole && self.pages.warm_in(page..page + count) == count {
+                    whole = whole.min(page);
+                }
+                page = self.pages.descriptor(page).next;
             }
-            lowest = lowest.min(page);
-            page = self.pages.descriptor(page).next;
+            if whole != NONE {
+                return Some((whole, order));
+            }
+            if lowest != NONE {
+                found = found.or(Some((lowest, order)));
+            }
         }
-        Some((lowest, order))
+        found
     }
 
     /// Takes a free block out, and gives back what of it is not needed.

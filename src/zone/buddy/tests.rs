@@ -256,6 +256,26 @@ fn warm_memory_is_used_again_first() {
     assert_eq!(world.held[0].0, first);
 }
 
+/// A slab takes a block that is warm in full before one that is so in part and lies lower.
+///
+/// Red if `lowest` does not ask how many pages are warm.
+#[test]
+fn slabs_take_what_is_warm_in_full() {
+    let mut world = World::new(PAGES);
+    (0..8).for_each(|_| world.alloc(4, 2));
+    let at = |world: &World, n: usize| world.held[n].0.start;
+    let (low, high) = (at(&world, 2), at(&world, 5));
+    assert!(low < high);
+    world.free(2, 2);
+    // The last has taken its place.
+    assert_eq!(at(&world, 5), high);
+    world.free(5, 4);
+    world.alloc(4, 2);
+    assert_eq!(world.held.last().unwrap().0.start, high);
+    world.alloc(4, 2);
+    assert_eq!(world.held.last().unwrap().0.start, low);
+}
+
 /// A run is put together from neighbours that are no buddies, before memory is taken that is cold.
 ///
 /// Red if `across` (`search.rs`) finds nothing.
