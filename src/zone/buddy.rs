@@ -16,9 +16,10 @@
 //! Requests need not be powers of two: [`Buddy::alloc`] takes the block that covers the request and gives
 //! the pages behind it back, or puts the request together from neighbours that are no buddies. Lists alone would have runs
 //! of odd lengths lie wherever the last one was freed, and what is free between them serve nobody: so of what there is the
-//! lowest in memory is taken, as first fit does (Knuth, ibid.), as far as a bounded number of looks goes. Of large runs of
-//! one length that come back whole, one after the other, the last few are parked for the next requests of that length, and merged when anybody needs them otherwise. Everything
-//! here is arithmetic on the tables of [`Pages`]; no system call is made, and the caller holds the lock.
+//! lowest in memory is taken, and a run begins at the first page that is free in front of its block, as first fit would have
+//! it (Knuth, ibid.), as far as a bounded number of looks goes. Of large runs of one length that come back whole, one after
+//! the other, the last few are parked for the next requests of that length, and merged when anybody needs them otherwise.
+//! Everything here is arithmetic on the tables of [`Pages`]; no system call is made, and the caller holds the lock.
 
 use core::ops::Range;
 

@@ -22,7 +22,7 @@ impl Buddy {
     ///
     /// ```text
     /// of the blocks that are warm as far as they are needed, and the stretches of neighbours that are: the lowest
-    /// else whatever of these is warm most, and else a cold block
+    /// else whatever of these is warm most, and else a cold block: from the first page on that is free in front of it
     /// ```
     pub(super) fn take_warmest(&mut self, count: u32, order: u32, align: u32) -> Option<u32> {
         if self.free_warm == 0 || self.free_warm < self.reserve {
@@ -64,8 +64,8 @@ impl Buddy {
         start
     }
 
-    /// As [`Buddy::take_first`], but from the first page on that is free in front of that block: what lies between two
-    /// runs of odd lengths would else be left over at each, and the heap reach farther by a fifth.
+    /// As [`Buddy::take_first`], but from the first page on that is free in front of that block: else what is left over
+    /// behind each run of an odd length would serve no large one, and the heap reach a tenth farther.
     fn take_low(&mut self, count: u32, order: u32, align: u32) -> Option<u32> {
         let (page, found) = self.first(count, order)?;
         let (first, start) = self.free_from(page, count, align);
@@ -104,6 +104,7 @@ impl Buddy {
         Some(self.split(page, found, count, order))
     }
 
+    /// That block, and its order.
     fn first(&mut self, count: u32, order: u32) -> Option<(u32, u32)> {
         if self.free_warm >= self.reserve && self.lowest(count, order, true).is_none() {
             self.unpark();
