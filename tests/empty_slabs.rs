@@ -103,8 +103,8 @@ fn empty_slabs_go_back_when_nobody_needs_them() {
 
 /// A trim leaves none, and says how much it gave back; slabs that were kept count as free before.
 ///
-/// Positive controls: leave `retire_all` out of `trim` in `src/control/drain.rs`; have `make_room_now` in `src/slab/retire.rs`
-/// retire all of a class, and the first slab that `slabinfo`'s text takes costs all of them.
+/// Positive controls: leave `retire_all` out of `trim` in `src/control/drain.rs`; have `make_room_now` in
+/// `src/slab/retire.rs` retire all of a class, and the first slab that `slabinfo`'s text takes costs all of them.
 #[test]
 fn a_trim_leaves_no_empty_slab() {
     const NAME: &str = "a_trim_leaves_no_empty_slab";

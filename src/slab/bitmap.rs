@@ -392,7 +392,9 @@ mod tests {
                 prop_assert_eq!(slab.free_blocks(), free.len());
             }
             let beyond = start + slab.carved as usize * size;
-            prop_assert_eq!(slab.give(class, start, &[beyond]), if beyond < start + (PAGE << class.order) { Err((beyond, Misuse::NotABlock)) } else { Ok(0) });
+            let is_of_the_run = beyond < start + (PAGE << class.order);
+            let refused = if is_of_the_run { Err((beyond, Misuse::NotABlock)) } else { Ok(0) };
+            prop_assert_eq!(slab.give(class, start, &[beyond]), refused);
         }
     }
 }

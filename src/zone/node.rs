@@ -67,7 +67,7 @@ pub(crate) struct Node {
     pub(crate) run_bytes: AtomicUsize,
 }
 
-/// How often room is made for one run: what others free meanwhile would go on for ever.
+/// How often room is made for one run, each time for twice as much: what others free meanwhile would go on for ever.
 const ROOM_TRIES: u32 = 16;
 
 /// Pages handed out.

@@ -29,7 +29,7 @@ impl Parked {
         pages >= PAGES_MIN && warm == pages
     }
 
-    /// Whether a run that could be parked is as long as the last one.
+    /// Notes the length of a run that could be parked; whether the last one was as long.
     pub(super) fn comes_again(&mut self, pages: u32) -> bool {
         core::mem::replace(&mut self.last, pages) == pages
     }

@@ -23,7 +23,7 @@ use super::{Section, make_writable};
 pub struct Fault {
     /// Instructions at its start that it does not cover.
     pub late: usize,
-    /// Whether it reaches beyond its commit.
+    /// Whether it reaches beyond its commit, and takes its time there.
     pub long: bool,
 }
 

@@ -67,7 +67,7 @@ impl Buddy {
     /// As [`Buddy::take_first`], but from the first page on that is free in front of that block: else what is left over
     /// behind each run of an odd length would serve no large one, and the heap reach a tenth farther.
     fn take_low(&mut self, count: u32, order: u32, align: u32) -> Option<u32> {
-        let (page, found) = self.first(count, order)?;
+        let (page, found) = self.first_block(count, order)?;
         let (first, start) = self.free_from(page, count, align);
         if start >= page {
             return Some(self.split(page, found, count, order));
@@ -100,17 +100,18 @@ impl Buddy {
 
     /// The first block of at least `order`: cold, if what is warm is left for last.
     pub(super) fn take_first(&mut self, count: u32, order: u32) -> Option<u32> {
-        let (page, found) = self.first(count, order)?;
+        let (page, found) = self.first_block(count, order)?;
         Some(self.split(page, found, count, order))
     }
 
     /// That block, and its order.
-    fn first(&mut self, count: u32, order: u32) -> Option<(u32, u32)> {
-        if self.free_warm >= self.reserve && self.lowest(count, order, true).is_none() {
-            self.unpark();
-        }
+    fn first_block(&mut self, count: u32, order: u32) -> Option<(u32, u32)> {
         let warm_first = self.free_warm >= self.reserve;
-        self.lowest(count, order, warm_first).or_else(|| self.lowest(count, order, !warm_first))
+        let mut found = self.lowest(count, order, warm_first);
+        if found.is_none() && warm_first && self.unpark() {
+            found = self.lowest(count, order, true);
+        }
+        found.or_else(|| self.lowest(count, order, !warm_first))
     }
 
     /// Of the first few blocks of the smallest order that is large enough and has any, the lowest. Of warm ones, the lowest

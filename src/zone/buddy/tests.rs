@@ -389,11 +389,11 @@ fn large_runs_are_parked_that_come_again() {
     assert!(comes_and_goes(239));
 }
 
-/// Eight large runs of any length, each replaced in turn, in 32 sequences of chance: no more memory is touched than by first
-/// fit, which may put a run at any page, and 4 %.
+/// Eight large runs of any length, each replaced in turn, in 32 sequences of chance: at most 4 % more memory is touched
+/// than by first fit, which may put a run at any page.
 ///
-/// Red if `take_low` takes the block alone, if `take_warmest` does where the block is not warm in full, if `warm_around` goes
-/// on behind the block before it looks in front of it, or if `comes_again` is true always.
+/// Red if `take_low` takes the block alone, if `take_warmest` does where the block is not warm in full, if `warm_around`
+/// goes on behind the block before it looks in front of it, or if `comes_again` is true always.
 #[test]
 fn large_runs_lie_close_together() {
     const LIVE: usize = 8;
