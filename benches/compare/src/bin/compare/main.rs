@@ -5,11 +5,12 @@
 //! ```
 //!
 //! Every row runs in a process of its own, so that no row inherits the heap of another. In each
-//! round every allocator runs once, the first of them another in every round, and what is reported is the
-//! median over the rounds: a machine that is disturbed for a while disturbs all of them.
+//! round every allocator runs once, in an order that gives each another predecessor in every round (`order.rs`), and what
+//! is reported is the median over the rounds: a machine that is disturbed for a while disturbs all of them.
 
 mod machine;
 mod options;
+mod order;
 mod plot;
 mod suite;
 mod table;

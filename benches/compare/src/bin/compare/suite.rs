@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::options::{Options, matches};
+use crate::order::turns;
 use crate::variant::Variant;
 
 /// One kind of number, for every row and allocator.
@@ -93,8 +94,7 @@ const FAILED: &str = "failed";
 
 const PEAK: Measure = Measure { key: "peak_kib", title: "Peak RSS, MiB", divisor: 1024.0, decimals: 1 };
 
-/// Runs `program` for every round and allocator; in every round another allocator is the first. A peer may fail, which is
-/// noted.
+/// Runs `program` for every round and allocator, in balanced turns. A peer may fail, which is noted.
 fn rounds(
     options: &Options,
     variants: &[Variant],
@@ -104,8 +104,7 @@ fn rounds(
     let mut runs = vec![Vec::new(); variants.len()];
     for round in 0..options.rounds {
         let args = &args(round);
-        for turn in 0..variants.len() {
-            let number = (round + turn) % variants.len();
+        for number in turns(round, variants.len()) {
             let lines = match variants[number].run(program, args) {
                 Ok(lines) => lines,
                 Err(why) if number > 0 => {
