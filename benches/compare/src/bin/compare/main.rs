@@ -4,9 +4,9 @@
 //! cargo run --release --manifest-path benches/compare/Cargo.toml --bin compare -- --help
 //! ```
 //!
-//! Every row runs in a process of its own, so that no row inherits the heap of another. In each
-//! round every allocator runs once, in an order that gives each another predecessor in every round (`order.rs`), and what
-//! is reported is the median over the rounds: a machine that is disturbed for a while disturbs all of them.
+//! Every row runs in a process of its own, so that no row inherits the heap of another. In each round every allocator runs
+//! once, and in as many rounds as there are allocators each has another one before it (`order.rs`). What is reported is the
+//! median over the rounds: a machine that is disturbed for a while disturbs all of them.
 
 mod machine;
 mod options;
