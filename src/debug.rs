@@ -24,6 +24,11 @@ pub fn configured_by(conf: &'static core::ffi::CStr) -> (Config, usize) {
     (config, problems)
 }
 
+/// Has huge pages pass for quick ones, whatever they take, so that mappings which grow get them.
+pub fn assume_quick_huge_pages() {
+    crate::zone::assume_quick();
+}
+
 /// The memory nodes in the order in which memory is asked of them where `node` gives none.
 pub fn nodes_from(node: usize) -> Vec<usize> {
     crate::zone::nodes_from(node).collect()

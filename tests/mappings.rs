@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use common::block::{free, layout, take};
 use common::child::{self, Child, in_a_fork, say};
 use common::kernel::Refusal;
-use common::memory::{page_faults, resident, vmstat};
+use common::memory::{huge_pages, page_faults, peak, resident, vmstat};
 use common::{Block, HEAP, KIB, MIB, PAGE, Random, scaled};
-use pcpalloc::debug::{Level, check};
+use pcpalloc::debug::{Level, assume_quick_huge_pages, check};
 use pcpalloc::{PcpAlloc, Watermarks};
 
 #[global_allocator]
@@ -101,6 +101,55 @@ fn a_vec_grows_into_what_was_kept() {
     assert!(outcome.number("first") > 5000, "{outcome:?}");
     assert!(outcome.number("second") < 500, "{outcome:?}");
     assert!(outcome.number("reused") >= 3, "{outcome:?}");
+}
+
+/// A vector that grows beyond 64 MiB gets huge pages for what it has not reached yet, where these are quick, and is moved by its
+/// pages nonetheless: it keeps what it holds, never needs room for two, shrinks, and goes back.
+///
+/// Controls: have `populate_growth` in `src/zone/huge.rs` advise against huge pages in the end: few are huge; have it
+/// advise from `had` on only, so that the system has the mapping as two and does not move it: copied, with a peak of 394 MiB.
+#[test]
+fn what_grows_large_gets_huge_pages() {
+    const NAME: &str = "what_grows_large_gets_huge_pages";
+    const SIZE: usize = 256 * MIB;
+    if !by_advice() {
+        println!("skipped: this system does not give huge pages of 2 MiB to who asks, and to nobody else");
+        return;
+    }
+    child::body(NAME, |_| {
+        assume_quick_huge_pages();
+        let mut numbers: Vec<u64> = Vec::new();
+        let grow = |numbers: &mut Vec<u64>| {
+            (numbers.len() as u64..(SIZE / 8) as u64).for_each(|n| numbers.push(n));
+            assert!(numbers.iter().copied().eq(0..numbers.len() as u64));
+        };
+        grow(&mut numbers);
+        say("huge", huge_pages());
+        say("peak", peak());
+        numbers.truncate(numbers.len() / 3);
+        numbers.shrink_to_fit();
+        say("shrunk", resident());
+        grow(&mut numbers);
+        say("peak again", peak());
+        drop(numbers);
+        HEAP.trim();
+        say("rest", resident());
+    });
+    let outcome = Child::new(NAME, "").settings(ALONE).run().succeeded();
+    assert!(outcome.number("huge") > SIZE / 4, "{outcome:?}");
+    assert!(outcome.number("peak") < SIZE + SIZE / 8, "{outcome:?}");
+    assert!(outcome.number("shrunk") < SIZE / 2, "{outcome:?}");
+    assert!(outcome.number("peak again") < SIZE + SIZE / 8, "{outcome:?}");
+    assert!(outcome.number("rest") < 32 * MIB, "{outcome:?}");
+}
+
+/// Whether the system gives huge pages of 2 MiB to who asks, and to nobody else.
+fn by_advice() -> bool {
+    // SAFETY: asks for a number.
+    let is_small = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize == PAGE;
+    is_small
+        && std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+            .is_ok_and(|text| text.contains("[madvise]"))
 }
 
 /// Zeroed blocks read as zero wherever they lie, and pages that the one before never touched get no memory by that.

@@ -11,9 +11,20 @@
 //! is cleared in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where the system has to
 //! move memory about to have one, or a virtual machine has to get it from its host, it takes several times as long. (Such
 //! stalls are what huge pages are turned off for.)
+//!
+//! ```text
+//! a mapping has grown, in a heap that large:
+//!     the first quarter       gets memory unit by unit, of the kind that is quicker
+//!     the rest                if four units in a row were quick, and the mapping has 64 MiB: huge pages, by page faults;
+//!                             else small ones
+//! ```
+//!
+//! Nobody looks at the clock while the rest is written to, so that what it takes must be foreseeable. It is not on a virtual
+//! machine that reports what is free to its host (*free page reporting*): there a huge page takes 0.2 ms if it was in use a
+//! moment ago, and 5 ms if the host has taken it, after any number of quick ones. Mappings get small pages there.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use super::{MARKS, resident};
 use crate::size_class::PAGE;
@@ -24,6 +35,9 @@ pub(super) const UNIT_ORDER: u32 = 9;
 
 /// Resident bytes of a heap that is large.
 const LARGE_HEAP: usize = 64 << 20;
+
+/// Huge pages in a row that have each been quick, after which the next ones are expected to be.
+const QUICK_IN_A_ROW: u32 = 4;
 
 /// One unit in so many is of the kind that has been the slower one, to see whether it still is.
 const LOOK_AGAIN: u32 = 128;
@@ -37,8 +51,9 @@ const LOOK_AGAIN: u32 = 128;
 #[repr(u8)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// For the growth of a heap that has 64 MiB resident already, while they come about as quickly as small ones; smaller
-    /// heaps, and blocks beyond 4 MiB, are left to the system's own setting.
+    /// For the growth of a heap that has 64 MiB resident already, while they come about as quickly as small ones, and for
+    /// blocks of 64 MiB and more that grow, while they take half the time. Smaller heaps, and other blocks beyond 4 MiB, are
+    /// left to the system's own setting.
     #[default]
     Auto,
     /// For everything.
@@ -99,6 +114,11 @@ impl Costs {
         self.prefers_huge() != (unit % LOOK_AGAIN == LOOK_AGAIN - 1)
     }
 
+    /// Whether a huge page that took so long took at most half of what small pages do.
+    fn is_quick(&self, nanos: u64) -> bool {
+        nanos / 1000 <= u64::from(self.small.load(Ordering::Relaxed) / 2)
+    }
+
     /// A unit took so long. One of the preferred kind that was held up, by a preemption say, does not decide by itself.
     fn note(&self, huge: bool, nanos: u64) {
         let kind = if huge { &self.huge } else { &self.small };
@@ -151,9 +171,117 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
     populated
 }
 
+/// What the system says of huge pages, by bits; 0 if it was not asked yet. Relaxed: all who ask are told the same.
+static SYSTEM: AtomicU8 = AtomicU8::new(0);
+
+const ASKED: u8 = 1;
+/// Who asks for huge pages gets them, and nobody else.
+const BY_ADVICE: u8 = 2;
+/// Memory that is free is reported to the host of this virtual machine, which takes it away.
+const REPORTS_FREE: u8 = 4;
+
+fn system_says(what: u8) -> bool {
+    let mut known = SYSTEM.load(Ordering::Relaxed);
+    if known == 0 {
+        let (mut enabled, mut order) = ([0; 64], [0; 16]);
+        known = ASKED
+            | by_advice(sys::read_file(c"/sys/kernel/mm/transparent_hugepage/enabled", &mut enabled))
+            | reports_free(sys::read_file(c"/sys/module/page_reporting/parameters/page_reporting_order", &mut order));
+        SYSTEM.store(known, Ordering::Relaxed);
+    }
+    known & what != 0
+}
+
+/// [`BY_ADVICE`] or 0, by the line that has the choice in brackets.
+fn by_advice(enabled: &[u8]) -> u8 {
+    if enabled.windows(9).any(|word| word == b"[madvise]") { BY_ADVICE } else { 0 }
+}
+
+/// [`REPORTS_FREE`] or 0, by the order of the smallest blocks that are reported: a number of ten digits if nothing is.
+fn reports_free(order: &[u8]) -> u8 {
+    let digits = order.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if (1..=2).contains(&digits) { REPORTS_FREE } else { 0 }
+}
+
+/// Has huge pages pass for quick ones, and the system for one that takes nothing away: for tests of what follows from that.
+#[cfg(feature = "debug")]
+pub(crate) fn assume_quick() {
+    COSTS.small.store(u32::MAX / 4, Ordering::Relaxed);
+    SYSTEM.store(ASKED | BY_ADVICE, Ordering::Relaxed);
+}
+
+/// Gives memory to `more` bytes of a mapping that was `had` bytes long and has grown, and settles which pages the rest gets
+/// when it is written to. A refusal is harmless.
+///
+/// # Safety
+/// The mapping is the caller's, `len` bytes long, `had + more` at least; all are multiples of a page.
+pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize, more: usize) {
+    const UNIT: usize = PAGE << UNIT_ORDER;
+    let to_unit = (sys::addr(start) + had).wrapping_neg() % UNIT;
+    let is_due = setting() == HugePages::Auto
+        && sys::page_size() == PAGE
+        && to_unit + UNIT <= more
+        && !REFUSED.load(Ordering::Relaxed)
+        && resident() >= LARGE_HEAP
+        && system_says(BY_ADVICE)
+        && !system_says(REPORTS_FREE);
+    // Advice is for the mapping as a whole: with several the system would have it as several, and move them no more.
+    let mut advised = None;
+    let mut advise = |huge| {
+        if advised != Some(huge) {
+            advised = Some(huge);
+            // SAFETY: the caller's obligation.
+            unsafe { sys::advise_huge(start, len, huge) };
+        }
+    };
+    let populate = |from: usize, to: usize| {
+        // SAFETY: the caller's obligation: the range, of whole pages, lies in the mapping.
+        from == to || unsafe { sys::populate(start.add(from), to - from) }
+    };
+    let (mut at, end) = (had, had + more);
+    if is_due {
+        populate(at, at + to_unit);
+        at += to_unit;
+        let mut quick = 0;
+        while at + UNIT <= end {
+            let huge = COSTS.choose();
+            advise(huge);
+            let began = sys::monotonic_nanos();
+            if !populate(at, at + UNIT) {
+                REFUSED.store(true, Ordering::Relaxed);
+                break;
+            }
+            let took = sys::monotonic_nanos() - began;
+            quick = if huge && COSTS.is_quick(took) { quick + 1 } else { 0 };
+            COSTS.note(huge, took);
+            at += UNIT;
+        }
+        advise(quick >= QUICK_IN_A_ROW && len >= LARGE_HEAP);
+    }
+    populate(at, end);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Controls: look for the word without its brackets; take any number for an order.
+    #[test]
+    fn what_the_system_says_is_understood() {
+        assert_eq!(by_advice(b"always [madvise] never\n"), BY_ADVICE);
+        assert_eq!(by_advice(b"[always] madvise never\n") | by_advice(b"always madvise [never]\n") | by_advice(b""), 0);
+        assert_eq!(reports_free(b"9\n") & reports_free(b"10\n"), REPORTS_FREE);
+        assert_eq!(reports_free(b"4294967295\n") | reports_free(b"-1\n") | reports_free(b""), 0);
+    }
+
+    /// Controls: have `is_quick` compare with all of what small pages take, or with nothing known of them be true.
+    #[test]
+    fn half_of_what_small_pages_take_is_quick() {
+        let costs = Costs::new();
+        assert!(!costs.is_quick(200_000));
+        costs.note(false, 700_000);
+        assert!(costs.is_quick(200_000) && !costs.is_quick(400_000) && !costs.is_quick(5_000_000));
+    }
 
     /// Runs so many units, of which each kind takes so long; returns how many were huge pages.
     fn run(costs: &Costs, units: u32, small: u64, huge: u64) -> u32 {

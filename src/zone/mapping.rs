@@ -10,6 +10,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use super::huge;
 use super::mapping_cache::{self, Origin, Piece};
 use super::{BELL, MARKS, Zone};
 use crate::latency::{self, SlowPath};
@@ -247,7 +248,7 @@ pub(crate) unsafe fn resize(
         }
         let start = sys::remap(start, had, wanted)?;
         if wanted > had {
-            populate_ahead(start.add(had), wanted - had);
+            populate_ahead(start, had, wanted);
         }
         // It may have moved, and what was behind it is not any more.
         if origin != Origin::PECULIAR {
@@ -262,18 +263,18 @@ pub(crate) unsafe fn resize(
     }
 }
 
-/// Gives memory to the first quarter of what a block has grown by: whoever lets a block grow is about to write there,
+/// Gives memory to the first quarter of what a mapping has grown by: whoever lets a block grow is about to write there,
 /// and one call takes 30 % less time than a fault for every page. At most an eighth of a block that has doubled is
-/// resident in vain.
+/// resident in vain. (The rest may get huge pages, when it is written to: [`huge::populate_growth`].)
 ///
 /// # Safety
-/// The range is a block's new part.
-unsafe fn populate_ahead(start: NonNull<u8>, len: usize) {
-    let quarter = (len / 4) & !(sys::page_size() - 1);
+/// The mapping is the caller's, `len` bytes long, and had `had` bytes before; both are multiples of a page.
+unsafe fn populate_ahead(start: NonNull<u8>, had: usize, len: usize) {
+    let quarter = ((len - had) / 4) & !(sys::page_size() - 1);
     if quarter > 0 && !MARKS.is_limited() {
         let _timer = latency::start(SlowPath::Advise);
-        // SAFETY: the caller's obligation; both are multiples of a page. A refusal is harmless.
-        unsafe { sys::populate(start, quarter) };
+        // SAFETY: the caller's obligation; a quarter of the growth is part of it.
+        unsafe { huge::populate_growth(start, len, had, quarter) };
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) use bell::BELL;
 pub(crate) use buddy::{MAX_ORDER, Purpose};
 pub(crate) use counters::COUNTERS;
 pub use huge::HugePages;
+#[cfg(feature = "debug")]
+pub(crate) use huge::assume_quick;
 pub(crate) use marks::{HOLES, MARKS, SPARE, free_in_zones, free_resident, resident};
 pub(crate) use meta::META;
 pub(crate) use node::{Run, nodes, nodes_from, note_distances, note_node, pages_for, release, release_from_zones};

@@ -25,16 +25,30 @@ pub fn anonymous() -> usize {
     field("Anonymous:")
 }
 
-/// Allocates nothing, so that it can be asked at a limit.
+/// Bytes in huge pages.
+pub fn huge_pages() -> usize {
+    field("AnonHugePages:")
+}
+
+/// The most that has been resident so far.
+pub fn peak() -> usize {
+    field_of("/proc/self/status", "VmHWM:")
+}
+
 fn field(name: &str) -> usize {
+    field_of("/proc/self/smaps_rollup", name)
+}
+
+/// Allocates nothing, so that it can be asked at a limit.
+fn field_of(path: &str, name: &str) -> usize {
     let mut buffer = [0; 4096];
     let mut len = 0;
-    let mut smaps = std::fs::File::open("/proc/self/smaps_rollup").expect("/proc is mounted");
-    while let Ok(more @ 1..) = smaps.read(&mut buffer[len..]) {
+    let mut file = std::fs::File::open(path).expect("/proc is mounted");
+    while let Ok(more @ 1..) = file.read(&mut buffer[len..]) {
         len += more;
     }
-    let smaps = std::str::from_utf8(&buffer[..len]).expect("text");
-    let line = smaps.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says so");
+    let text = std::str::from_utf8(&buffer[..len]).expect("text");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel says so");
     line.split_whitespace().next().and_then(|kib| kib.parse::<usize>().ok()).expect("a number") << 10
 }
 
