@@ -104,9 +104,10 @@ fn a_vec_grows_into_what_was_kept() {
 }
 
 /// A vector that grows beyond 64 MiB gets huge pages for what it has not reached yet, where these are quick, and is moved by its
-/// pages nonetheless: it keeps what it holds, never needs room for two, shrinks, and goes back.
+/// pages nonetheless: it keeps what it holds, never needs room for two, shrinks, and goes back. A block that has its place after it, and is written to here and there, does
+/// not get them.
 ///
-/// Controls: have `populate_growth` in `src/zone/huge.rs` advise against huge pages in the end: few are huge; have it
+/// Controls: have `free` in `src/zone/mapping.rs` leave the advice: half as much again is resident of that block; have `populate_growth` in `src/zone/huge.rs` advise against huge pages in the end: few are huge; have it
 /// advise from `had` on only, so that the system has the mapping as two and does not move it: copied, with a peak of 394 MiB.
 #[test]
 fn what_grows_large_gets_huge_pages() {
@@ -132,6 +133,14 @@ fn what_grows_large_gets_huge_pages() {
         grow(&mut numbers);
         say("peak again", peak());
         drop(numbers);
+        // It begins where the vector was, which is kept, and is longer.
+        let size = 2 * SIZE;
+        // SAFETY: the layout is not of size 0.
+        let sparse = unsafe { HEAP.alloc_zeroed(layout(size, 8)) };
+        // SAFETY: the block is as long, and ours.
+        (0..size).step_by(2 * MIB).for_each(|at| unsafe { sparse.add(at).write(1) });
+        say("sparse", resident());
+        free(sparse, size);
         HEAP.trim();
         say("rest", resident());
     });
@@ -140,6 +149,7 @@ fn what_grows_large_gets_huge_pages() {
     assert!(outcome.number("peak") < SIZE + SIZE / 8, "{outcome:?}");
     assert!(outcome.number("shrunk") < SIZE / 2, "{outcome:?}");
     assert!(outcome.number("peak again") < SIZE + SIZE / 8, "{outcome:?}");
+    assert!(outcome.number("sparse") < SIZE / 4 * 7, "{outcome:?}");
     assert!(outcome.number("rest") < 32 * MIB, "{outcome:?}");
 }
 

@@ -211,11 +211,11 @@ pub(crate) fn assume_quick() {
 }
 
 /// Gives memory to `more` bytes of a mapping that was `had` bytes long and has grown, and settles which pages the rest gets
-/// when it is written to. A refusal is harmless.
+/// when it is written to: returns whether huge ones, or `None` if it is left as it was. A refusal is harmless.
 ///
 /// # Safety
 /// The mapping is the caller's, `len` bytes long, `had + more` at least; all are multiples of a page.
-pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize, more: usize) {
+pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize, more: usize) -> Option<bool> {
     const UNIT: usize = PAGE << UNIT_ORDER;
     let to_unit = (sys::addr(start) + had).wrapping_neg() % UNIT;
     let is_due = setting() == HugePages::Auto
@@ -225,17 +225,18 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
         && resident() >= LARGE_HEAP
         && system_says(BY_ADVICE)
         && !system_says(REPORTS_FREE);
-    // Advice is for the mapping as a whole: with several the system would have it as several, and move them no more.
+    // Advice is for the mapping as a whole: a part with advice of its own would be a mapping of its own to the system, and
+    // `mremap` moves one at a time.
     let mut advised = None;
     let mut advise = |huge| {
         if advised != Some(huge) {
             advised = Some(huge);
-            // SAFETY: the caller's obligation.
+            // SAFETY: the mapping is the caller's, as long as this; advice leaves its contents alone.
             unsafe { sys::advise_huge(start, len, huge) };
         }
     };
     let populate = |from: usize, to: usize| {
-        // SAFETY: the caller's obligation: the range, of whole pages, lies in the mapping.
+        // SAFETY: `had <= from < to <= had + more <= len`, all multiples of a page: a range of the caller's mapping.
         from == to || unsafe { sys::populate(start.add(from), to - from) }
     };
     let (mut at, end) = (had, had + more);
@@ -259,6 +260,7 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
         advise(quick >= QUICK_IN_A_ROW && len >= LARGE_HEAP);
     }
     populate(at, end);
+    advised
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ struct Header {
     /// Bytes usable from the block's address on.
     usable: usize,
     origin: Origin,
+    /// Whether what is written to first gets huge pages, as the last growth settled.
+    huge: bool,
 }
 
 const MAGIC: usize = 0x7063_7061_6c6c_6f63;
@@ -130,7 +132,14 @@ unsafe fn begin(piece: Piece, usable: usize) -> NonNull<u8> {
     // SAFETY: the caller's obligation; a mapping is aligned to pages.
     unsafe {
         let block = start.add(sys::page_size());
-        start.cast::<Header>().write(Header { magic: sys::addr(block) ^ MAGIC, start, len, usable, origin });
+        start.cast::<Header>().write(Header {
+            magic: sys::addr(block) ^ MAGIC,
+            start,
+            len,
+            usable,
+            origin,
+            huge: false,
+        });
         MAPPED.fetch_add(len, Ordering::Relaxed);
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
         block
@@ -165,7 +174,7 @@ fn alloc_new(size: usize, align: usize, origin: Origin) -> Option<NonNull<u8>> {
             }
         }
         let (start, len) = if cfg!(any(pcpalloc_twin, miri)) { (start, len) } else { (kept, page + usable) };
-        kept.cast::<Header>().write(Header { magic: block ^ MAGIC, start, len, usable, origin });
+        kept.cast::<Header>().write(Header { magic: block ^ MAGIC, start, len, usable, origin, huge: false });
         MAPPED.fetch_add(len, Ordering::Relaxed);
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
         Some(kept.add(page))
@@ -191,8 +200,12 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
     unsafe {
         let header = header(block);
         check(header, block, size);
-        let &mut Header { start, len, origin, .. } = header;
+        let &mut Header { start, len, origin, huge, .. } = header;
         header.magic = sys::addr(block) ^ FREED;
+        if huge {
+            // The next block here may be written to in a few places only.
+            sys::advise_huge(start, len, false);
+        }
         MAPPED.fetch_sub(len, Ordering::Relaxed);
         MAPPINGS.fetch_sub(1, Ordering::Relaxed);
         mapping_cache::put(Piece { start, len, origin }, MARKS.mappings_kept());
@@ -218,7 +231,7 @@ pub(crate) unsafe fn resize(
     unsafe {
         let header = header(block);
         check(header, block, old);
-        let (start, mut origin) = (header.start, header.origin);
+        let (start, mut origin, mut huge) = (header.start, header.origin, header.huge);
         if usable == header.usable {
             return Some(block);
         }
@@ -248,7 +261,10 @@ pub(crate) unsafe fn resize(
         }
         let start = sys::remap(start, had, wanted)?;
         if wanted > had {
-            populate_ahead(start, had, wanted);
+            huge = populate_ahead(start, had, wanted).unwrap_or(huge);
+        } else if huge {
+            sys::advise_huge(start, wanted, false);
+            huge = false;
         }
         // It may have moved, and what was behind it is not any more.
         if origin != Origin::PECULIAR {
@@ -256,7 +272,7 @@ pub(crate) unsafe fn resize(
         }
         let block = start.add(page);
         let magic = sys::addr(block) ^ MAGIC;
-        start.cast::<Header>().write(Header { magic, start, len: wanted, usable, origin });
+        start.cast::<Header>().write(Header { magic, start, len: wanted, usable, origin, huge });
         MAPPED.fetch_add(wanted, Ordering::Relaxed);
         MAPPED.fetch_sub(had, Ordering::Relaxed);
         Some(block)
@@ -265,17 +281,18 @@ pub(crate) unsafe fn resize(
 
 /// Gives memory to the first quarter of what a mapping has grown by: whoever lets a block grow is about to write there,
 /// and one call takes 30 % less time than a fault for every page. At most an eighth of a block that has doubled is
-/// resident in vain. (The rest may get huge pages, when it is written to: [`huge::populate_growth`].)
+/// resident in vain. Returns whether the rest gets huge pages, when it is written to, if that has been settled.
 ///
 /// # Safety
 /// The mapping is the caller's, `len` bytes long, and had `had` bytes before; both are multiples of a page.
-unsafe fn populate_ahead(start: NonNull<u8>, had: usize, len: usize) {
+unsafe fn populate_ahead(start: NonNull<u8>, had: usize, len: usize) -> Option<bool> {
     let quarter = ((len - had) / 4) & !(sys::page_size() - 1);
-    if quarter > 0 && !MARKS.is_limited() {
-        let _timer = latency::start(SlowPath::Advise);
-        // SAFETY: the caller's obligation; a quarter of the growth is part of it.
-        unsafe { huge::populate_growth(start, len, had, quarter) };
+    if quarter == 0 || MARKS.is_limited() {
+        return None;
     }
+    let _timer = latency::start(SlowPath::Advise);
+    // SAFETY: the caller's obligation; a quarter of the growth is part of it.
+    unsafe { huge::populate_growth(start, len, had, quarter) }
 }
 
 fn check(header: &Header, block: NonNull<u8>, size: usize) {
