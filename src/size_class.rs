@@ -26,8 +26,10 @@ pub(crate) const CLASS_MAX: usize = 256 << 10;
 /// The largest size whose blocks share slabs.
 pub(crate) const SLAB_MAX: usize = 32 << 10;
 
-/// Most blocks moved between a stack and the layer behind it in one go.
-pub(crate) const BATCH_MAX: usize = 63;
+/// Most blocks moved between a stack and the layer behind it in one go, unless the stack is large.
+pub(crate) const BATCH: usize = 63;
+/// Most blocks moved in one go.
+pub(crate) const BATCH_MAX: usize = 255;
 
 /// Bytes in a cache line.
 pub(crate) const LINE: usize = 64;
@@ -139,8 +141,9 @@ pub(crate) struct Class {
     pub pages: u16,
     /// A run is aligned to `1 << order` pages.
     pub order: u8,
-    /// Most blocks to move in one go.
+    /// Most blocks to move in one go, of a stack that is not large and of one that is.
     pub batch: u8,
+    pub batch_max: u8,
     /// Capacity of a CPU's stack when the class is first used there.
     pub capacity: u16,
     /// Most that the capacity may grow to.
@@ -187,14 +190,15 @@ impl Class {
             slab_shape(size)
         };
         let in_line = if size < LINE { LINE.div_ceil(size) } else { 1 };
-        let spread = if in_line == 1 { 1 } else { clamp(BATCH_MAX / in_line, 1, SPREAD_LINES) };
+        let spread = if in_line == 1 { 1 } else { clamp(BATCH / in_line, 1, SPREAD_LINES) };
         let first = clamp((16 << 10) / size, if size > SLAB_MAX { 1 } else { 4 }, 32);
         Class {
             size: size as u32,
             blocks: blocks as u16,
             pages: pages as u16,
             order: order as u8,
-            batch: clamp((32 << 10) / size, if size > SLAB_MAX { 1 } else { 2 }, BATCH_MAX) as u8,
+            batch: clamp((32 << 10) / size, if size > SLAB_MAX { 1 } else { 2 }, BATCH) as u8,
+            batch_max: clamp((32 << 10) / size, if size > SLAB_MAX { 1 } else { 2 }, BATCH_MAX) as u8,
             // A refill is half of it.
             capacity: clamp(first, if in_line > 1 { 2 * spread * in_line } else { 1 }, usize::MAX) as u16,
             capacity_max: clamp((256 << 10) / size, 1, 2048) as u16,
@@ -317,7 +321,7 @@ mod tests {
             assert!(class.blocks as usize * size <= pages * PAGE);
             assert_eq!(class.is_run(), class.size as usize > SLAB_MAX);
             assert_eq!(class.is_run(), is_run_class(class_of(class.size as usize, 1).unwrap()));
-            assert!(class.capacity <= class.capacity_max && class.batch as usize <= BATCH_MAX);
+            assert!(class.capacity <= class.capacity_max && class.batch <= class.batch_max);
             if !class.is_run() {
                 let words = (class.blocks as usize).div_ceil(64);
                 assert!(SLAB_HEADER + 8 * words <= pages * DESCRIPTOR, "bitmap of {size}");

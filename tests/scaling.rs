@@ -80,6 +80,56 @@ fn pairs_share_nothing() {
     Child::new(NAME, "").settings("worker:off").run().succeeded();
 }
 
+/// What a stack that has grown flushes serves one that has not without a lock, batch after batch, though that takes only a
+/// part of each.
+///
+/// Red if what is left of a batch goes to the slabs: in `from_batch` (`src/percpu/slow.rs`), `free_bulk` it. And in the second
+/// part if stacks that have grown move no more than others: in `missed` (`src/percpu/capacity.rs`).
+#[test]
+fn much_at_once_takes_few_locks() {
+    const NAME: &str = "much_at_once_takes_few_locks";
+    const SIZE: usize = 32;
+    child::body(NAME, |_| {
+        let cpus = cpus();
+        let take = |count: u64, held: &mut Vec<Block>| {
+            held.extend((0..count).map(|n| Block::new(SIZE, 8, n).expect("there is memory")));
+        };
+        let locks = on_cpu(cpus[0], || {
+            let mut held = Vec::with_capacity(20_000);
+            let mut round = || {
+                take(20_000, &mut held);
+                let before = shared().slabs.taken;
+                held.clear();
+                shared().slabs.taken - before
+            };
+            (0..12).for_each(|_| _ = round());
+            round()
+        });
+        assert!((20..160).contains(&locks), "{locks} locks for 20,000 frees");
+        let node = |cpu: usize| {
+            let entries =
+                std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")).into_iter().flatten().flatten();
+            let mut names = entries.map(|entry| entry.file_name());
+            names.find(|name| name.to_string_lossy().starts_with("node"))
+        };
+        // Batches pass between CPUs of a node.
+        let Some(&other) = cpus[1..].iter().find(|&&cpu| node(cpu) == node(cpus[0])) else { return };
+        if HEAP.stats().mode == Mode::PerThread {
+            return;
+        }
+        on_cpu(other, || {
+            let mut held = Vec::with_capacity(1000);
+            take(60, &mut held);
+            let before = shared();
+            take(800, &mut held);
+            let after = shared();
+            assert!(after.transfers > before.transfers + 4, "{before:?} {after:?}");
+            assert_eq!(after.slabs.taken, before.slabs.taken, "{before:?} {after:?}");
+        });
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
+}
+
 /// The counts that the page's tables are of count: a drain takes the lock of each CPU's stacks, and a class that nobody
 /// has used takes that of its slabs.
 ///

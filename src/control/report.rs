@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use crate::heap;
 use crate::percpu;
-use crate::size_class::{BATCH_MAX, CLASS, CLASSES, PAGE, block_size};
+use crate::size_class::{BATCH, CLASS, CLASSES, PAGE, block_size};
 use crate::slab::central;
 use crate::zone::{COUNTERS, MARKS, mapping, mapping_cache, nodes};
 
@@ -60,7 +60,7 @@ impl fmt::Display for ZoneInfo {
                     writeln!(f, "    cpu: {cpu}")?;
                     writeln!(f, "              count: {count}")?;
                     writeln!(f, "              high:  {high}")?;
-                    writeln!(f, "              batch: {BATCH_MAX}")?;
+                    writeln!(f, "              batch: {BATCH}")?;
                 }
             }
         }

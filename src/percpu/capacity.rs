@@ -3,14 +3,17 @@
 //! A stack starts with no capacity and gets its class's first when it is first used; one whose blocks are runs of their
 //! own, when one is asked for soon after one was freed, for blocks kept of many such sizes lie between others like rocks,
 //! and their zones could have used the room. (Where every block is looked at when it is freed and handed out, it is kept
-//! in any case.) It doubles when it runs
-//! empty after it ran full (the program goes to and fro by more than it holds), and while it cannot take two
-//! batches. All capacities of a region together stay within its budget of bytes; a stack that needs more
-//! takes it from stacks that have not moved since the hand of a clock last came by, which lose all they
-//! have. One stack in [`TICK`] visits to the slow path is looked at in any case, so idle ones shrink on their
-//! own while their CPU is in use.
+//! in any case.) It doubles when it runs empty after it ran full (the program goes to and fro by more than it holds), and
+//! while it cannot take two batches. All capacities of a region together stay within its budget of bytes; a stack that needs
+//! more takes it from stacks that have not moved since the hand of a clock last came by, which lose all they have. One stack
+//! in [`TICK`] visits to the slow path is looked at in any case, so idle ones shrink on their own while their CPU is in use.
 //!
-//! The rule is TCMalloc's (`docs/design.md`, "Per-CPU Mode"), with activity seen by the stack's top as well
+//! What moves in one go is half of a stack, up to [`BATCH`](crate::size_class::BATCH) blocks; of one that has grown to four
+//! times that and more, a quarter, up to [`BATCH_MAX`](crate::size_class::BATCH_MAX). Whoever allocates ten thousand blocks and
+//! frees them, over and over, then takes the lock of their class a quarter as often, and what two CPUs get from it by turns
+//! lies in other lines, mostly in other slabs.
+//!
+//! The rule for capacities is TCMalloc's (`docs/design.md`, "Per-CPU Mode"), with activity seen by the stack's top as well
 //! as by its misses.
 
 use core::sync::atomic::Ordering;
@@ -81,7 +84,8 @@ impl Region {
             self.reclaim_idle(&mut book, class, 1, 0, exclusive);
         }
         let capacity = book.stacks[class].capacity as usize;
-        if capacity == 0 { 0 } else { (capacity / 2).clamp(1, fixed.batch as usize) }
+        let most = (capacity / 4).clamp(fixed.batch as usize, fixed.batch_max as usize);
+        if capacity == 0 { 0 } else { (capacity / 2).clamp(1, most) }
     }
 
     /// Gives the stack of `class` its first capacity, if it has none, whatever the program does.
@@ -309,13 +313,22 @@ mod tests {
         assert_eq!(region.book.lock().stacks[runs].soon, u8::MAX);
     }
 
+    /// And lets it move more in one go; one that runs empty over and over has one batch to move.
+    ///
+    /// Red if `missed` lets every stack move what a small one does.
     #[test]
     fn going_to_and_fro_grows_a_stack() {
         let region = Region::new(1 << 20).unwrap();
+        let fixed = &CLASS[7];
+        for _ in 0..20 {
+            assert!(region.missed(7, Event::Empty, &Alone) <= fixed.batch as usize);
+        }
         for _ in 0..20 {
             region.missed(7, Event::Full, &Alone);
             region.missed(7, Event::Empty, &Alone);
         }
-        assert_eq!(region.book.lock().stacks[7].capacity, CLASS[7].capacity_max);
+        assert_eq!(region.book.lock().stacks[7].capacity, fixed.capacity_max);
+        assert_eq!(region.missed(7, Event::Empty, &Alone), fixed.batch_max as usize);
+        assert!(fixed.batch_max as usize >= 4 * fixed.batch as usize);
     }
 }

@@ -14,7 +14,7 @@ use super::regions::{create_region, region_here, region_of};
 use super::reserve::{ChargeError, set_charge};
 use super::stacks::Stacks;
 use super::{fence, observed, rseq, thread};
-use crate::size_class::{BATCH_MAX, CLASS, CLASSES};
+use crate::size_class::{BATCH, CLASS, CLASSES};
 use crate::slab;
 
 /// Tries of a section that is aborted over and over, in a storm of signals say, before it counts as a miss.
@@ -141,7 +141,7 @@ pub(super) fn satisfy(stacks: &Stacks) {
             *lacking = region.reserve_lacks(&book.reserves[class], class).min(u16::MAX as usize) as u16;
         }
     }
-    let mut blocks = [0; BATCH_MAX];
+    let mut blocks = [0; BATCH];
     for (class, &lacking) in lacking.iter().enumerate() {
         // SAFETY: `fill` passes blocks of the class, fresh from the slab.
         fill(stacks, class, lacking as usize, &mut blocks, |blocks| unsafe { stacks.push_reserve(class, blocks) });
@@ -163,18 +163,12 @@ pub(super) fn satisfy(stacks: &Stacks) {
 }
 
 /// Puts up to `count` new blocks of a class on a stack; what it will not take goes back.
-fn fill(
-    stacks: &Stacks,
-    class: usize,
-    count: usize,
-    blocks: &mut [usize; BATCH_MAX],
-    push: impl Fn(&[usize]) -> usize,
-) {
+fn fill(stacks: &Stacks, class: usize, count: usize, blocks: &mut [usize; BATCH], push: impl Fn(&[usize]) -> usize) {
     let mut left = count.min(4 * CLASS[class].batch as usize);
     // A push that puts nothing found the stack full, or was aborted.
     let mut refused = 0;
     while left > 0 {
-        let got = slab::alloc_bulk(stacks.node(), class, &mut blocks[..left.min(BATCH_MAX)]);
+        let got = slab::alloc_bulk(stacks.node(), class, &mut blocks[..left.min(BATCH)]);
         let put = push(&blocks[..got]);
         slab::free_bulk(class, &blocks[put..got]);
         refused += usize::from(put == 0);

@@ -36,7 +36,7 @@ use super::region::{Book, FLOOR, Region};
 use super::regions::{cpu_regions, creation_lock, region_of};
 use super::stacks::Stacks;
 use super::{fence, rseq};
-use crate::size_class::{BATCH_MAX, CLASS, CLASSES, block_size};
+use crate::size_class::{BATCH, CLASS, CLASSES, block_size};
 use crate::{slab, sys};
 
 /// Whether samples are taken. Relaxed: set after every CPU has been fenced; a slow path that does not see it yet
@@ -257,6 +257,21 @@ fn remove_marks(cpu: usize, region: &'static Region) {
 /// # Safety
 /// All are blocks of `class` that nobody uses.
 pub(super) unsafe fn push(region: &Region, class: usize, blocks: &[usize]) -> usize {
+    let mut all = 0;
+    for part in blocks.chunks(BATCH) {
+        // SAFETY: the caller's obligation.
+        let put = unsafe { push_part(region, class, part) };
+        all += put;
+        if put < part.len() {
+            break;
+        }
+    }
+    all
+}
+
+/// # Safety
+/// As for [`push`]; at most [`BATCH`] blocks.
+unsafe fn push_part(region: &Region, class: usize, blocks: &[usize]) -> usize {
     if let &[block] = blocks {
         if region.sampler.decide_class(class) {
             // SAFETY: the caller's obligation.
@@ -265,8 +280,8 @@ pub(super) unsafe fn push(region: &Region, class: usize, blocks: &[usize]) -> us
         // SAFETY: the caller's obligation.
         return unsafe { rseq::push_batch(class, blocks) };
     }
-    let mut entries = [0; 2 * BATCH_MAX];
-    let (mut len, blocks) = (0, &blocks[..blocks.len().min(BATCH_MAX)]);
+    let mut entries = [0; 2 * BATCH];
+    let mut len = 0;
     for &block in blocks {
         entries[len] = block;
         len += 1 + region.sampler.decide_class(class) as usize;

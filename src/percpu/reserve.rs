@@ -6,7 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use super::region::{RESERVE, Region, Reserve};
-use crate::size_class::{BATCH_MAX, CLASSES};
+use crate::size_class::{BATCH, CLASSES};
 use crate::slab;
 use crate::zone::META;
 
@@ -53,7 +53,7 @@ pub(super) fn set_charge(
         slab::free_bulk(class, fresh);
         return Err(ChargeError::Unreachable);
     }
-    let mut old = [0; BATCH_MAX];
+    let mut old = [0; BATCH];
     loop {
         // SAFETY: the region is stopped, or this thread's own and marked busy.
         match unsafe { region.pop_batch(RESERVE + class, &mut old) } {
@@ -77,7 +77,7 @@ pub(super) fn set_charge(
 /// The region is the calling thread's, and no handler finds it any more.
 pub(super) unsafe fn forget(region: &Region) {
     let mut book = region.book.lock();
-    let mut blocks = [0; BATCH_MAX];
+    let mut blocks = [0; BATCH];
     for class in 0..CLASSES {
         if book.reserves[class].charge == 0 {
             continue;

@@ -16,7 +16,7 @@ use super::region::Event;
 use super::stacks::{Stacks, with_stacks};
 use super::{drain, nolock, observed};
 use crate::latency::{self, SlowPath};
-use crate::size_class::{BATCH_MAX, CLASS, Class};
+use crate::size_class::{BATCH, BATCH_MAX, CLASS, Class};
 use crate::slab::{self, transfer};
 use crate::sys;
 use crate::zone::nodes_from;
@@ -72,32 +72,47 @@ fn refill(stacks: &Stacks, class: usize) -> (usize, bool) {
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let _timer = latency::start(SlowPath::Refill);
     let node = stacks.node();
-    if let Some(mut batch) = transfer::pop(node, class)
-        && let Some((&mut block, others)) = batch.blocks().split_last_mut()
-    {
-        // SAFETY: blocks in transfer are nobody's.
-        let put = unsafe { stacks.push_batch(class, others) };
-        slab::free_bulk(class, &others[put..]);
-        return (block, is_due());
-    }
-    let mut blocks = [0; BATCH_MAX];
-    let (got, in_use) = slab::alloc_bulk_counted(node, class, &mut blocks[..wanted]);
-    if got == 0 {
-        return (0, false);
-    }
-    let mut order = [0; BATCH_MAX];
-    let order = if in_use < MANY {
-        spread(&CLASS[class], &blocks[..got], &mut order);
-        &order[..got]
-    } else {
-        blocks[..got].reverse();
-        &blocks[..got]
+    let block = match transfer::pop(node, class) {
+        Some(batch) => from_batch(stacks, class, wanted, batch),
+        // The room is for one batch or the other: the larger takes as long to clear as ten blocks to find.
+        None if wanted <= BATCH => from_slabs::<BATCH>(stacks, class, wanted),
+        None => from_slabs::<BATCH_MAX>(stacks, class, wanted),
     };
-    let (others, block) = (&order[..got - 1], order[got - 1]);
+    (block, block != 0 && is_due())
+}
+
+/// A block of a batch that somebody passed on; `wanted` of it at most, the others to the stack. What is left of it is passed
+/// on once more.
+fn from_batch(stacks: &Stacks, class: usize, wanted: usize, mut batch: transfer::BatchBox) -> usize {
+    let left = batch.len().saturating_sub(wanted);
+    let Some((&mut block, others)) = batch.blocks()[left..].split_last_mut() else { return 0 };
+    // SAFETY: blocks in transfer are nobody's.
+    let put = unsafe { stacks.push_batch(class, others) };
+    slab::free_bulk(class, &others[put..]);
+    if left > 0 {
+        batch.set_len(left);
+        pass_on(stacks, class, batch);
+    }
+    block
+}
+
+/// A block from slabs, and up to `wanted` less one to the stack; 0 if there is none. `N` is at least `wanted`.
+fn from_slabs<const N: usize>(stacks: &Stacks, class: usize, wanted: usize) -> usize {
+    let mut blocks = [0; N];
+    let (got, in_use) = slab::alloc_bulk_counted(stacks.node(), class, &mut blocks[..wanted]);
+    let blocks = &mut blocks[..got];
+    if in_use < MANY {
+        let mut order = [0; N];
+        spread(&CLASS[class], blocks, &mut order[..got]);
+        blocks.copy_from_slice(&order[..got]);
+    } else {
+        blocks.reverse();
+    }
+    let Some((&mut block, others)) = blocks.split_last_mut() else { return 0 };
     // SAFETY: fresh from the slab.
     let put = unsafe { stacks.push_batch(class, others) };
     slab::free_bulk(class, &others[put..]);
-    (block, is_due())
+    block
 }
 
 /// Fills `order` from its end with blocks whose addresses ascend: as they are, so that the lowest is handed out first, or
@@ -111,9 +126,9 @@ fn refill(stacks: &Stacks, class: usize) -> (usize, bool) {
 /// Only while the class has few in use, as what each thread has one of is few. Thousands are used in the order in which
 /// they were allocated more often than not, and had better lie in that order: a document of 80,000 strings took a tenth
 /// longer to parse, change and print where they were spread (`json` in `benches/compare`).
-fn spread(class: &Class, blocks: &[usize], order: &mut [usize; BATCH_MAX]) {
+fn spread(class: &Class, blocks: &[usize], order: &mut [usize]) {
     let (lines, in_line) = (class.spread_lines as usize, class.blocks_in_line as usize);
-    let mut places = order[..blocks.len()].iter_mut().rev();
+    let mut places = order.iter_mut().rev();
     let windows = blocks.chunks_exact(lines * in_line);
     let rest = windows.remainder();
     for window in windows {
@@ -177,6 +192,11 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     if CLASS[class].is_run() {
         return slab::free_bulk(class, batch.blocks());
     }
+    pass_on(stacks, class, batch);
+}
+
+/// To another CPU, or to the slabs.
+fn pass_on(stacks: &Stacks, class: usize, batch: transfer::BatchBox) {
     if let Err(mut batch) = transfer::push(stacks.node(), class, batch) {
         slab::free_bulk(class, batch.blocks());
     }
@@ -199,7 +219,7 @@ mod tests {
             for count in 0..=BATCH_MAX {
                 let blocks: Vec<usize> = (0..count).map(|n| 0x10_0000 + n * size).collect();
                 let mut order = [0; BATCH_MAX];
-                spread(class, &blocks, &mut order);
+                spread(class, &blocks, &mut order[..count]);
                 let handed_out: Vec<usize> = order[..count].iter().rev().copied().collect();
                 let mut sorted = handed_out.clone();
                 sorted.sort_unstable();

@@ -6,7 +6,7 @@ use core::ptr::{NonNull, null_mut};
 use super::RcuHead;
 use super::entry::{ADDRESS_MASK, CALL, bytes_of, class_of_entry, head_of, note_deferred};
 use crate::percpu::{self, Array};
-use crate::size_class::{BATCH_MAX, CLASSES, PAGE, block_size};
+use crate::size_class::{BATCH, CLASSES, PAGE, block_size};
 use crate::slab::{self, transfer};
 use crate::sys::tools;
 use crate::{checked, observe};
@@ -164,7 +164,7 @@ fn give(class: usize, blocks: &[usize]) {
         return blocks.iter().for_each(|&block| unsafe { checked::free(class, block as *mut u8) });
     }
     let node = percpu::node_here();
-    let mut chunks = blocks.chunks(BATCH_MAX);
+    let mut chunks = blocks.chunks(BATCH);
     for chunk in chunks.by_ref() {
         let Some(mut batch) = transfer::BatchBox::new() else {
             slab::free_bulk(class, chunk);

@@ -12,7 +12,7 @@ use crate::sys;
 use crate::tagged_stack::{Links, NUMBER_BITS, Stack};
 use crate::zone::META;
 
-/// Room for blocks, 512 bytes in all.
+/// Room for blocks, 2 KiB in all.
 #[repr(C, align(64))]
 pub(crate) struct Batch {
     link: AtomicU32,
@@ -22,7 +22,7 @@ pub(crate) struct Batch {
     blocks: [usize; BATCH_MAX],
 }
 
-const _: () = assert!(size_of::<Batch>() == 512);
+const _: () = assert!(size_of::<Batch>() == 2048);
 
 /// log2 of the batches in a chunk.
 const CHUNK_BITS: u32 = 6;
@@ -184,7 +184,8 @@ pub(crate) fn push(node: usize, class: usize, batch: BatchBox) -> Result<(), Bat
     let bytes = batch.len() * block_size(class);
     let lane = &LANES[node][class].0;
     // A class may fill an eighth of the bound, but at least two batches.
-    let most = (BYTES_MAX.load(Ordering::Relaxed) / 8 / (CLASS[class].batch as usize * block_size(class))).max(2);
+    let usual = CLASS[class].batch as usize * block_size(class);
+    let most = (BYTES_MAX.load(Ordering::Relaxed) / 8 / bytes.max(usual)).max(2);
     if lane.len() as usize >= most || BYTES.load(Ordering::Relaxed) + bytes > BYTES_MAX.load(Ordering::Relaxed) {
         return Err(batch);
     }
