@@ -458,7 +458,11 @@ fn faults_are_seen() {
                 if name == "short" {
                     faulty.instructions = section.instructions.clone();
                 }
-                let wrong = trials.every_boundary(&faulty, &Shape::ALL[..1], &mut seen);
+                // On a busy machine a preemption may abort what was to be caught.
+                let wrong = (0..10)
+                    .map(|_| trials.every_boundary(&faulty, &Shape::ALL[..1], &mut seen))
+                    .find(|wrong| !wrong.is_empty())
+                    .unwrap_or_default();
                 change(section.start, section.end);
                 println!("{name}: {} of {} trials are wrong, such as {:?}", wrong.len(), seen.arrivals, wrong.first());
                 assert!(!wrong.is_empty(), "{name}: seen by what it does: {section:x?}");

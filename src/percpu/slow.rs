@@ -175,10 +175,12 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     if surplus == 0 {
         return slab::free_bulk(class, &[block]);
     }
-    let Some(mut batch) = transfer::BatchBox::new() else {
+    let Some(mut batch) = transfer::BatchBox::with_room(surplus) else {
         return slab::free_bulk(class, &[block]);
     };
-    let mut len = stacks.pop_batch(class, &mut batch.room()[..surplus.min(BATCH_MAX - 1)]);
+    // There is to be room for the block, too.
+    let most = surplus.min(batch.room().len() - 1);
+    let mut len = stacks.pop_batch(class, &mut batch.room()[..most]);
     if !push() {
         batch.room()[len] = block;
         len += 1;

@@ -7,22 +7,50 @@
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
-use crate::size_class::{BATCH_MAX, CLASS, CLASSES, block_size};
+use crate::size_class::{BATCH, BATCH_MAX, CLASS, CLASSES, block_size};
 use crate::sys;
 use crate::tagged_stack::{Links, NUMBER_BITS, Stack};
 use crate::zone::META;
 
-/// Room for blocks, 2 KiB in all.
+/// Room for blocks: [`BATCH`] of them in 512 bytes, or in four times as much, of which these are the start, [`BATCH_MAX`].
 #[repr(C, align(64))]
-pub(crate) struct Batch {
+struct Batch {
     link: AtomicU32,
-    len: u16,
+    len: u8,
+    kind: Kind,
     /// Whose blocks these are, where batches of several classes are together.
     class: u16,
-    blocks: [usize; BATCH_MAX],
+    blocks: [usize; BATCH],
 }
 
-const _: () = assert!(size_of::<Batch>() == 2048);
+/// How much room there is. Were all batches large, those on their way would take four times the memory: most have few blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Small,
+    Large,
+}
+
+impl Kind {
+    const fn room(self) -> usize {
+        match self {
+            Kind::Small => BATCH,
+            Kind::Large => BATCH_MAX,
+        }
+    }
+
+    /// Numbers that one takes up, of which the first, a multiple of this, is its own.
+    const fn numbers(self) -> u32 {
+        match self {
+            Kind::Small => 1,
+            Kind::Large => 4,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Batch>() == 512);
+const _: () =
+    assert!((BATCH_MAX - BATCH) * size_of::<usize>() == 3 * size_of::<Batch>() && BATCH_MAX <= u8::MAX as usize);
 
 /// log2 of the batches in a chunk.
 const CHUNK_BITS: u32 = 6;
@@ -32,11 +60,11 @@ const CHUNKS: usize = 1 << (NUMBER_BITS - CHUNK_BITS - 4);
 struct Pool {
     chunks: [AtomicPtr<Batch>; CHUNKS],
     made: AtomicU32,
-    spare: Stack,
+    /// By kind.
+    spare: [Stack; 2],
 }
 
-static POOL: Pool =
-    Pool { chunks: [const { AtomicPtr::new(null_mut()) }; CHUNKS], made: AtomicU32::new(1), spare: Stack::new() };
+static POOL: Pool = Pool::new();
 
 impl Links for Pool {
     fn link(&self, number: u32) -> &AtomicU32 {
@@ -47,6 +75,11 @@ impl Links for Pool {
 }
 
 impl Pool {
+    const fn new() -> Pool {
+        let chunks = [const { AtomicPtr::new(null_mut()) }; CHUNKS];
+        Pool { chunks, made: AtomicU32::new(1), spare: [const { Stack::new() }; 2] }
+    }
+
     fn at(&self, number: u32) -> *mut Batch {
         // Acquire, paired with the release in `get`.
         let chunk = self.chunks[(number >> CHUNK_BITS) as usize].load(Ordering::Acquire);
@@ -55,30 +88,38 @@ impl Pool {
     }
 
     /// The number of a batch that nobody uses.
-    fn get(&self) -> Option<u32> {
-        self.get_with(|| META.alloc(size_of::<Batch>() << CHUNK_BITS, 64))
+    fn get(&self, kind: Kind) -> Option<u32> {
+        self.get_with(kind, || META.alloc(size_of::<Batch>() << CHUNK_BITS, 64))
     }
 
     /// The same with memory for a chunk from `memory`.
-    fn get_with(&self, memory: impl Fn() -> Option<NonNull<u8>>) -> Option<u32> {
-        if let Some(number) = self.spare.pop(self) {
+    fn get_with(&self, kind: Kind, memory: impl Fn() -> Option<NonNull<u8>>) -> Option<u32> {
+        if let Some(number) = self.spare[kind as usize].pop(self) {
             return Some(number);
         }
         // Relaxed: the value is the whole of what is taken. It is taken after there is memory for it, so that failures,
         // however many, use up no numbers.
-        let mut number = self.made.load(Ordering::Relaxed);
+        let mut made = self.made.load(Ordering::Relaxed);
         loop {
+            // A chunk has a multiple of what either kind takes up, so that none reaches into the next.
+            let number = made.next_multiple_of(kind.numbers());
             let chunk = self.chunks.get((number >> CHUNK_BITS) as usize)?;
             if chunk.load(Ordering::Acquire).is_null() {
                 let made = memory()?.cast().as_ptr();
                 // Release, paired with the acquire in `at`. If another thread was first, ours is wasted.
                 let _ = chunk.compare_exchange(null_mut(), made, Ordering::Release, Ordering::Relaxed);
             }
-            match self.made.compare_exchange_weak(number, number + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            let next = number + kind.numbers();
+            match self.made.compare_exchange_weak(made, next, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(number),
-                Err(now) => number = now,
+                Err(now) => made = now,
             }
         }
+    }
+
+    /// Takes one back.
+    fn put(&self, kind: Kind, number: u32) {
+        self.spare[kind as usize].push(self, number);
     }
 }
 
@@ -88,11 +129,27 @@ pub(crate) struct BatchBox {
 }
 
 impl BatchBox {
-    /// An empty batch; `None` when the system gives no more memory.
+    /// An empty batch with room for [`BATCH`] blocks; `None` when the system gives no more memory.
     pub(crate) fn new() -> Option<BatchBox> {
-        let mut batch = BatchBox { number: POOL.get()? };
+        BatchBox::of(Kind::Small)
+    }
+
+    /// An empty batch with room for so many blocks, at most [`BATCH_MAX`].
+    pub(crate) fn with_room(blocks: usize) -> Option<BatchBox> {
+        BatchBox::of(if blocks <= BATCH { Kind::Small } else { Kind::Large })
+    }
+
+    fn of(kind: Kind) -> Option<BatchBox> {
+        let mut batch = BatchBox { number: POOL.get(kind)? };
+        // SAFETY: as in `room`.
+        unsafe { (*batch.batch()).kind = kind };
         batch.set_len(0);
         Some(batch)
+    }
+
+    fn kind(&self) -> Kind {
+        // SAFETY: as in `room`; set when the batch was taken from the pool.
+        unsafe { (*self.batch()).kind }
     }
 
     fn batch(&self) -> *mut Batch {
@@ -100,10 +157,12 @@ impl BatchBox {
     }
 
     /// All the room there is, for someone to fill.
-    pub(crate) fn room(&mut self) -> &mut [usize; BATCH_MAX] {
-        // SAFETY: a number is held by one thread at a time, so this is the only reference to the field;
-        // the link, which other threads may look at, is not part of it.
-        unsafe { &mut (*self.batch()).blocks }
+    pub(crate) fn room(&mut self) -> &mut [usize] {
+        let room = self.kind().room();
+        // SAFETY: a number is held by one thread at a time, so this is the only reference to the field; the link, which other
+        // threads may look at, is not part of it. A large batch goes on behind the field: the numbers that follow are its own,
+        // and they lie in the same chunk, from which the pointer comes.
+        unsafe { core::slice::from_raw_parts_mut((&raw mut (*self.batch()).blocks).cast::<usize>(), room) }
     }
 
     pub(crate) fn blocks(&mut self) -> &mut [usize] {
@@ -118,7 +177,7 @@ impl BatchBox {
 
     pub(crate) fn set_len(&mut self, len: usize) {
         // SAFETY: as in `room`.
-        unsafe { (*self.batch()).len = len as u16 }
+        unsafe { (*self.batch()).len = len as u8 }
     }
 }
 
@@ -152,7 +211,7 @@ impl Drop for Bundle {
 
 impl Drop for BatchBox {
     fn drop(&mut self) {
-        POOL.spare.push(&POOL, self.number);
+        POOL.put(self.kind(), self.number);
     }
 }
 
@@ -210,7 +269,7 @@ pub(crate) fn pop(node: usize, class: usize) -> Option<BatchBox> {
 /// How often batches came and went: those in transfer, and empty ones.
 #[cfg(feature = "debug")]
 pub(crate) fn changes() -> (u64, u64) {
-    (LANES.as_flattened().iter().map(|lane| lane.0.changes()).sum(), POOL.spare.changes())
+    (LANES.as_flattened().iter().map(|lane| lane.0.changes()).sum(), POOL.spare.iter().map(Stack::changes).sum())
 }
 
 /// Gives everything in transfer back to the slabs; returns the bytes.
@@ -234,15 +293,35 @@ mod tests {
     /// Red if a number is taken before there is memory for it: in `get_with`, advance `made` first.
     #[test]
     fn refusals_use_up_no_numbers() {
-        let pool = Pool {
-            chunks: [const { AtomicPtr::new(null_mut()) }; CHUNKS],
-            made: AtomicU32::new(1),
-            spare: Stack::new(),
-        };
+        let pool = Pool::new();
         for _ in 0..=CHUNKS << CHUNK_BITS {
-            assert_eq!(pool.get_with(|| None), None);
+            assert_eq!(pool.get_with(Kind::Small, || None), None);
+            assert_eq!(pool.get_with(Kind::Large, || None), None);
         }
-        let memory = || META.alloc(size_of::<Batch>() << CHUNK_BITS, 64);
-        assert_eq!((pool.get_with(memory), pool.get_with(memory)), (Some(1), Some(2)));
+        assert_eq!((pool.get(Kind::Small), pool.get(Kind::Small)), (Some(1), Some(2)));
+    }
+
+    /// Batches of both kinds have their room to themselves, and come back as what they were.
+    ///
+    /// Red if a large one takes up three numbers, begins where the last one ended, or goes back among the small ones.
+    #[test]
+    fn batches_do_not_overlap() {
+        let mut batches: Vec<BatchBox> =
+            (0..200).map(|n| BatchBox::with_room(if n % 3 == 0 { BATCH + 1 } else { BATCH }).unwrap()).collect();
+        let large = |batches: &[BatchBox]| batches.iter().filter(|batch| batch.kind() == Kind::Large).count();
+        assert_eq!(large(&batches), 67);
+        for (n, batch) in batches.iter_mut().enumerate() {
+            assert_eq!(batch.number % batch.kind().numbers(), 0);
+            batch.room().fill(n + 1);
+        }
+        for (n, batch) in batches.iter_mut().enumerate() {
+            assert_eq!(batch.room().len(), if n % 3 == 0 { BATCH_MAX } else { BATCH });
+            assert!(batch.room().iter().all(|&word| word == n + 1), "batch {n}");
+        }
+        let pool = Pool::new();
+        let number = pool.get(Kind::Large).unwrap();
+        pool.put(Kind::Large, number);
+        assert_ne!(pool.get(Kind::Small), Some(number));
+        assert_eq!(pool.get(Kind::Large), Some(number));
     }
 }
