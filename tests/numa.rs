@@ -5,12 +5,13 @@
 
 mod common;
 
+use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
 use std::sync::{Mutex, MutexGuard};
 
 use common::child::{self, Child, say};
 use common::{Block, HEAP, KIB, MIB, cpus, on_cpu};
-use pcpalloc::debug::{Level, STACKS_BYTES, check, nodes_from};
+use pcpalloc::debug::{Level, STACKS_BYTES, check, nodes_from, shared};
 use pcpalloc::{Drain, Mode};
 
 /// One test at a time, for one of them takes a CPU away.
@@ -66,6 +67,38 @@ fn policy_at(address: *mut u8) -> (i32, u64) {
 
 fn blocks(size: usize, count: usize) -> Vec<Block> {
     (0..count).map(|n| Block::new(size, 8, n as u64).expect("there is memory")).collect()
+}
+
+/// Blocks of two nodes that come back by turns go home one node after the other, so that few locks are taken.
+///
+/// Red on such a machine if they do not: in `free_bulk` (`src/slab/bulk.rs`), call `free_to_slabs` at once.
+#[test]
+fn blocks_of_two_nodes_go_home_together() {
+    let _alone = alone();
+    const NAME: &str = "blocks_of_two_nodes_go_home_together";
+    const BLOCKS: usize = 400;
+    if nodes().len() < 2 {
+        return println!("skipped: {} memory node", nodes().len());
+    }
+    child::body(NAME, |_| {
+        let layout = Layout::from_size_align(200, 8).unwrap();
+        let with_cpus: Vec<_> =
+            nodes().into_iter().filter(|(_, cpus)| !cpus.is_empty()).map(|(node, _)| node).collect();
+        on_cpu(cpus()[0], || {
+            let block = |n: usize| HEAP.alloc_on_node(layout, with_cpus[n % 2]).expect("there is memory");
+            let blocks: Vec<_> = (0..BLOCKS).map(block).collect();
+            let before = shared().slabs.taken;
+            // SAFETY: each was allocated with this layout, and is freed once.
+            blocks.iter().for_each(|block| unsafe { HEAP.dealloc(block.as_ptr(), layout) });
+            let _ = HEAP.drain(Drain::All);
+            let locks = shared().slabs.taken - before;
+            assert!(locks < BLOCKS as u64 / 4, "{locks} locks for {BLOCKS} blocks");
+            say("locks", locks);
+        });
+        check(Level::Blocks).expect("everything adds up");
+    });
+    let outcome = Child::new(NAME, "").settings("worker:off").run().succeeded();
+    println!("{} locks for {BLOCKS} blocks", outcome.number("locks"));
 }
 
 /// Every block, small, a run, larger than any class, lies on the node of the CPU where it was asked for, and its memory

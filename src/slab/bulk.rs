@@ -11,7 +11,7 @@ use super::tags::{MIDDLE, TWICE, tag_of, zone_of};
 use super::{empty, guard, holes};
 use crate::hardening::{self, Hardening};
 use crate::lock::Guard;
-use crate::size_class::{CLASS, Class, PAGE};
+use crate::size_class::{BATCH_MAX, CLASS, Class, PAGE};
 use crate::sys;
 use crate::zone::{BELL, HOLES, Purpose, Zone, nodes};
 
@@ -149,6 +149,34 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
     if fixed.is_run() {
         return free_runs(class, blocks);
     }
+    if nodes().len() == 1 || blocks.len() == 1 {
+        return free_to_slabs(class, blocks);
+    }
+    // Batches that went through several hands have blocks of several nodes by turns, and each turn would take a lock.
+    let node_of = |address: usize| zone_of(address, class).0.node();
+    let mut sorted = [0; BATCH_MAX];
+    for part in blocks.chunks(BATCH_MAX) {
+        let mut rest = &mut sorted[..part.len()];
+        rest.copy_from_slice(part);
+        while let Some(&first) = rest.first() {
+            let node = node_of(first);
+            let mut count = 0;
+            for n in 0..rest.len() {
+                if node_of(rest[n]) == node {
+                    rest.swap(count, n);
+                    count += 1;
+                }
+            }
+            let (of_node, others) = rest.split_at_mut(count);
+            free_to_slabs(class, of_node);
+            rest = others;
+        }
+    }
+}
+
+/// As [`free_bulk`], for a class with slabs.
+fn free_to_slabs(class: usize, blocks: &[usize]) {
+    let fixed = &CLASS[class];
     // Headers and bitmaps are out of the way of everything else, so most will miss: let them miss together,
     // and before the lock is held.
     for &address in blocks {
