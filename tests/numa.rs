@@ -7,12 +7,13 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard};
 
 use common::child::{self, Child, say};
 use common::{Block, HEAP, KIB, MIB, cpus, on_cpu};
 use pcpalloc::debug::{Level, STACKS_BYTES, check, nodes_from, shared};
-use pcpalloc::{Drain, Mode};
+use pcpalloc::{Drain, Mode, rcu};
 
 /// One test at a time, for one of them takes a CPU away.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -99,6 +100,54 @@ fn blocks_of_two_nodes_go_home_together() {
     });
     let outcome = Child::new(NAME, "").settings("worker:off").run().succeeded();
     println!("{} locks for {BLOCKS} blocks", outcome.number("locks"));
+}
+
+/// Blocks whose free was deferred serve their own node, wherever they are freed in the end.
+///
+/// Red on such a machine if they serve the node of whoever frees them: in `Gather::add` (`src/rcu/gather.rs`), let
+/// `percpu::node_here()` be the node.
+#[test]
+fn deferred_frees_go_back_to_their_nodes() {
+    let _alone = alone();
+    const NAME: &str = "deferred_frees_go_back_to_their_nodes";
+    const BLOCKS: usize = 2000;
+    let first_cpus = || nodes().into_iter().filter_map(|(node, cpus)| Some((node, *cpus.first()?)));
+    if first_cpus().count() < 2 {
+        return println!("skipped: {} memory node", nodes().len());
+    }
+    child::body(NAME, |_| {
+        let layout = Layout::from_size_align(4096, 4096).unwrap();
+        rcu::set_reclaimer(false);
+        // What is deferred while somebody reads comes back at once.
+        let section = rcu::read_lock();
+        for (_, cpu) in first_cpus() {
+            on_cpu(cpu, || {
+                for _ in 0..BLOCKS {
+                    // SAFETY: the size is not 0, nobody else knows the block, and it has this layout.
+                    unsafe {
+                        let block = NonNull::new(HEAP.alloc(layout)).expect("there is memory");
+                        block.write(1);
+                        rcu::free(block, layout);
+                    }
+                }
+            });
+        }
+        drop(section);
+        let (_, cpu) = first_cpus().next().expect("there are two");
+        on_cpu(cpu, || assert_eq!(rcu::drain().freed, BLOCKS * first_cpus().count()));
+        for (node, cpu) in first_cpus() {
+            on_cpu(cpu, || {
+                let before = shared();
+                let blocks = blocks(4096, 100);
+                assert!(shared().transfers > before.transfers, "some came by the lanes");
+                let pages: Vec<*mut u8> = blocks.iter().map(|block| block.range().start as *mut u8).collect();
+                let elsewhere = nodes_of_pages(&pages).into_iter().filter(|&found| found != node as i32).count();
+                assert_eq!(elsewhere, 0, "blocks on node {node}");
+            });
+        }
+        check(Level::Blocks).expect("everything adds up");
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
 }
 
 /// Every block, small, a run, larger than any class, lies on the node of the CPU where it was asked for, and its memory

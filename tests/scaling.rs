@@ -4,12 +4,14 @@
 
 mod common;
 
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr::NonNull;
 use std::sync::Barrier;
 
 use common::child::{self, Child};
 use common::{Block, HEAP, cpus, on_cpu, on_threads, scaled};
 use pcpalloc::debug::{CPU_BYTES, STACKS_BYTES, shared};
-use pcpalloc::{Mode, PcpAlloc};
+use pcpalloc::{Mode, PcpAlloc, rcu};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -127,6 +129,56 @@ fn much_at_once_takes_few_locks() {
             let after = shared();
             assert!(after.transfers > before.transfers + 4, "{before:?} {after:?}");
             assert_eq!(after.slabs.taken, before.slabs.taken, "{before:?} {after:?}");
+        });
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
+}
+
+/// Deferred frees of many classes come back in whole batches, not in as many as there are classes in each page of pointers.
+///
+/// Red if blocks go home one by one, or a few of a class at a time: in `Gather::add` (`src/rcu/gather.rs`), take 1, or an
+/// eighth of `CLASS[class].batch`, for a whole batch.
+#[test]
+fn deferred_frees_come_back_in_whole_batches() {
+    const NAME: &str = "deferred_frees_come_back_in_whole_batches";
+    const COUNT: usize = 20_000;
+    child::body(NAME, |_| {
+        rcu::set_reclaimer(false);
+        let layouts: Vec<Layout> = (1..=40).map(|n| Layout::from_size_align(16 * n, 8).expect("a layout")).collect();
+        let defer = || {
+            for n in 0..COUNT {
+                let layout = layouts[n % layouts.len()];
+                // SAFETY: the size is not 0, nobody else knows the block, and it has this layout.
+                unsafe {
+                    let block = NonNull::new(HEAP.alloc(layout)).expect("there is memory");
+                    rcu::free(block, layout);
+                }
+            }
+        };
+        let round = || {
+            // What is deferred while somebody reads comes back at once.
+            let reading = Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let _section = rcu::read_lock();
+                    reading.wait();
+                    reading.wait();
+                });
+                reading.wait();
+                defer();
+                reading.wait();
+            });
+            let before = shared();
+            let report = rcu::drain();
+            let after = shared();
+            assert_eq!(report.freed, COUNT);
+            after.transfers - before.transfers + after.slabs.taken - before.slabs.taken
+        };
+        on_cpu(cpus()[0], || {
+            round();
+            let moved = round();
+            // 16 KiB to 32 are a batch of most of these classes. Where a batch is not wanted, its slabs' lock is taken.
+            assert!((100..COUNT / 20).contains(&(moved as usize)), "{moved} batches and locks for {COUNT} blocks");
         });
     });
     Child::new(NAME, "").settings("worker:off").run().succeeded();

@@ -63,7 +63,7 @@ pub(crate) use nolock::{charge, pop_nolock, push_nolock};
 pub(crate) use region::{Array, Region};
 pub(crate) use regions::{cpu_regions, fork_lock, regions};
 pub(crate) use reserve::ChargeError;
-pub(crate) use slow::{alloc_slow, free_slow};
+pub(crate) use slow::{alloc_slow, free_batch, free_slow};
 
 /// Bytes of address space in the stacks of one CPU.
 #[cfg(feature = "debug")]

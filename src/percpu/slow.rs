@@ -154,6 +154,22 @@ pub(crate) unsafe fn free_slow(class: usize, block: *mut u8) {
     });
 }
 
+/// Frees blocks of `class` as [`super::push`] and [`free_slow`] would one by one; but not onto a thread's own stack, which
+/// nobody else could empty.
+///
+/// # Safety
+/// All are blocks of `class` that nobody uses.
+pub(crate) unsafe fn free_batch(class: usize, blocks: &[usize]) {
+    with_stacks(|stacks| match &stacks {
+        // SAFETY: the caller's obligation.
+        Some(stacks @ Stacks::Cpu(..)) => unsafe {
+            let put = stacks.push_batch(class, blocks);
+            blocks[put..].iter().for_each(|&block| flush(stacks, class, block));
+        },
+        Some(Stacks::Thread(_)) | None => slab::free_bulk(class, blocks),
+    });
+}
+
 /// # Safety
 /// As for [`free_slow`].
 unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {

@@ -13,10 +13,11 @@ use core::sync::atomic::Ordering;
 
 use super::BlockSource;
 use super::core::Core;
-use super::entry::{ENTRY_MAX, call_entry, entry};
+use super::entry::{ADDRESS_MASK, ENTRY_MAX, call_entry, class_of_entry, entry};
+use super::gather::Gather;
 use super::grace::pause;
 use super::head::RcuHead;
-use super::page::{PointerPage, free_entry};
+use super::page::PointerPage;
 use super::work::{Collect, Progress};
 use crate::percpu::{self, Array};
 
@@ -128,7 +129,9 @@ impl Core {
             return;
         }
         self.periods.wait(self.periods.snap(), true);
-        free_entry(word);
+        let mut gather = Gather::new();
+        gather.add(class_of_entry(word), word & ADDRESS_MASK);
+        gather.free();
         self.counters.freed.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -88,6 +88,7 @@ mod domain;
 mod entry;
 mod epoch;
 mod fork;
+mod gather;
 mod grace;
 mod head;
 mod linked;

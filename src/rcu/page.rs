@@ -1,15 +1,14 @@
-//! Pages of pointers that wait, and how what they stand for is freed in bulk.
+//! Pages of pointers that wait.
 
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
 
 use super::RcuHead;
 use super::entry::{ADDRESS_MASK, CALL, bytes_of, class_of_entry, head_of, note_deferred};
-use crate::percpu::{self, Array};
-use crate::size_class::{BATCH, CLASSES, PAGE, block_size};
-use crate::slab::{self, transfer};
-use crate::sys::tools;
-use crate::{checked, observe};
+use super::gather::Gather;
+use crate::observe;
+use crate::percpu::Array;
+use crate::size_class::PAGE;
 
 /// Entries of a page.
 pub(super) const ENTRIES: usize = PAGE / size_of::<usize>() - 5;
@@ -94,88 +93,15 @@ impl PointerPage {
         room
     }
 
-    /// Frees what the words stand for: grouped by class, by whole batches back to the stacks' own supply where
-    /// that wants any, the rest to the slabs. Returns the calls among them, which are still to be made.
-    pub(super) fn free_all<'s>(&mut self, scratch: &'s mut Scratch) -> impl Iterator<Item = NonNull<RcuHead>> + 's {
-        let entries = &self.entries[..self.len];
-        let mut ends = [0u16; CLASSES + 1];
-        entries.iter().for_each(|&entry| ends[class_of_entry(entry)] += 1);
-        let mut end = 0;
-        for count in &mut ends {
-            end += *count;
-            *count = end - *count;
-        }
-        for &entry in entries {
-            let at = &mut ends[class_of_entry(entry)];
-            scratch.0[*at as usize] = entry & ADDRESS_MASK;
-            *at += 1;
-        }
-        let mut start = 0;
-        for (class, &end) in ends[..CALL].iter().enumerate() {
-            let blocks = &mut scratch.0[start..end as usize];
-            let blocks = if observe::is_on() { unobserved(blocks) } else { blocks };
-            if !blocks.is_empty() {
-                give(class, blocks);
+    /// Empties the page: blocks go to `gather`, and each call is made by `call`.
+    pub(super) fn take_all(&mut self, gather: &mut Gather, mut call: impl FnMut(NonNull<RcuHead>)) {
+        for &entry in &self.entries[..self.len] {
+            match (class_of_entry(entry), entry & ADDRESS_MASK) {
+                (CALL, address) => call(head_of(address)),
+                (class, address) => gather.add(class, address),
             }
-            start = end as usize;
         }
         self.len = 0;
         self.bytes = 0;
-        scratch.0[start..ends[CALL] as usize].iter().map(|&address| head_of(address))
     }
-}
-
-/// Room to sort a page's entries in.
-pub(super) struct Scratch([usize; ENTRIES]);
-
-impl Scratch {
-    pub(super) const fn new() -> Scratch {
-        Scratch([0; ENTRIES])
-    }
-}
-
-/// Frees the block that a word stands for.
-pub(super) fn free_entry(entry: usize) {
-    if class_of_entry(entry) != CALL && observe::freed((entry & ADDRESS_MASK) as *mut u8) {
-        return;
-    }
-    give(class_of_entry(entry), &[entry & ADDRESS_MASK]);
-}
-
-/// Tells whoever observes the heap that these are freed; those that are nobody's own, in front.
-fn unobserved(blocks: &mut [usize]) -> &mut [usize] {
-    let mut len = 0;
-    for n in 0..blocks.len() {
-        if !observe::freed(blocks[n] as *mut u8) {
-            blocks[len] = blocks[n];
-            len += 1;
-        }
-    }
-    &mut blocks[..len]
-}
-
-/// Passes blocks of a class on in batches, as long as those are wanted, and gives the rest back to the slabs.
-fn give(class: usize, blocks: &[usize]) {
-    if tools::are_present() {
-        blocks.iter().for_each(|&block| tools::freed(block as *mut u8, block_size(class)));
-    }
-    if checked::is_on() {
-        // SAFETY: blocks of the class that no reader is left of, each looked at as any that is freed.
-        return blocks.iter().for_each(|&block| unsafe { checked::free(class, block as *mut u8) });
-    }
-    let node = percpu::node_here();
-    let mut chunks = blocks.chunks(BATCH);
-    for chunk in chunks.by_ref() {
-        let Some(mut batch) = transfer::BatchBox::new() else {
-            slab::free_bulk(class, chunk);
-            break;
-        };
-        batch.room()[..chunk.len()].copy_from_slice(chunk);
-        batch.set_len(chunk.len());
-        if let Err(mut batch) = transfer::push(node, class, batch) {
-            slab::free_bulk(class, batch.blocks());
-            break;
-        }
-    }
-    chunks.for_each(|chunk| slab::free_bulk(class, chunk));
 }

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::defer::Enqueued;
+use super::gather::Gather;
 use super::head::{Queued, RcuHead};
-use super::page::{PointerPage, Scratch};
+use super::page::PointerPage;
 use super::reader::thread_id;
 use super::{BlockSource, RcuReport};
 use crate::percpu::{self, Array};
@@ -35,14 +36,14 @@ pub(super) struct Work {
     cookie: u64,
     collected: Option<Instant>,
     quiet: u32,
-    scratch: Scratch,
+    gather: Gather,
 }
 // SAFETY: what is in the batch is nobody else's.
 unsafe impl Send for Work {}
 
 impl Work {
     pub(super) const fn new() -> Work {
-        Work { pages: null_mut(), chain: null_mut(), cookie: 0, collected: None, quiet: 0, scratch: Scratch::new() }
+        Work { pages: null_mut(), chain: null_mut(), cookie: 0, collected: None, quiet: 0, gather: Gather::new() }
     }
 
     fn is_empty(&self) -> bool {
@@ -236,12 +237,12 @@ impl Core {
             work.pages = page.next;
             let (len, bytes) = (page.len, page.bytes);
             let mut calls = 0;
-            for head in page.free_all(&mut work.scratch) {
+            page.take_all(&mut work.gather, |head| {
                 // SAFETY: a call was noted in the head before its word was made, the page is emptied once, and no reader
                 // is left. The function is read before it is called, and the head not looked at afterwards.
                 unsafe { call(head, RcuHead::call_func(head)) };
                 calls += 1;
-            }
+            });
             self.counters.called.fetch_add(calls, Ordering::Relaxed);
             self.counters.freed.fetch_add(len - calls, Ordering::Relaxed);
             self.pointers.fetch_sub(len, Ordering::Relaxed);
@@ -250,6 +251,7 @@ impl Core {
             report.freed_bytes += bytes;
             self.pool.put(first, source);
         }
+        work.gather.free();
         while let Some(queued) = self.chain.split_first(&mut work.chain) {
             report.freed += 1;
             match queued {
@@ -364,7 +366,8 @@ impl Core {
             return count(&mut work);
         }
         self.work.force(|work| {
-            *work = Work::new();
+            // Nothing of the batch is touched: whoever held it may have been anywhere in it.
+            core::mem::forget(core::mem::replace(work, Work::new()));
             count(work);
         });
     }

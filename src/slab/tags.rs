@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use crate::size_class::CLASSES;
 use crate::sys;
-use crate::zone::{TAG_RUN, Zone};
+use crate::zone::{TAG_RUN, Zone, nodes};
 
 /// The tag of the pages of a class.
 pub(crate) fn tag_of(class: usize) -> u8 {
@@ -45,6 +45,11 @@ pub(crate) fn zone_of(address: usize, class: usize) -> (&'static Zone, u32) {
         misuse(address, tag);
     }
     (zone, page)
+}
+
+/// The node whose memory a block of `class` is.
+pub(crate) fn node_of(address: usize, class: usize) -> usize {
+    if nodes().len() == 1 { 0 } else { zone_of(address, class).0.node() }
 }
 
 /// Where a block of any kind in a zone lies, for layers that were not told its class.
