@@ -198,7 +198,7 @@ fn check_once(level: Level) -> Result<Totals, &'static str> {
             }
             slabs += counts.slabs * (fixed.pages as usize + crate::slab::guard_pages());
             if level >= Level::Lists {
-                central(number, class).check(class)?;
+                central(number, class).check(number, class)?;
                 if counts.slabs * fixed.pages as usize != slab_pages[class] {
                     return Err("there are as many slabs of a class as counted");
                 }

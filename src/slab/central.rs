@@ -115,7 +115,7 @@ impl Central {
         }
         if count > 0 {
             // Under the lock, so that a child of `fork` has as many as are counted.
-            empty::forget(class, count);
+            empty::forget(class, first, count, kept);
         }
         (first, count)
     }
@@ -185,7 +185,7 @@ impl Slabs {
     pub(super) fn revive(&mut self, class: &Class) -> *mut Slab {
         let slab = self.empty.pop();
         if !slab.is_null() {
-            empty::forget(class, 1);
+            empty::forget(class, slab, 1, self.empty.len());
             self.link(slab);
         }
         slab
@@ -212,9 +212,9 @@ impl Slabs {
                 self.unlink(slab);
             }
             if this.holes == 0 && empty::admits(class) {
-                empty::note(class);
                 // SAFETY: a slab of this central that is off its list; with no block in use nobody comes to it by a block.
                 unsafe { self.empty.push(slab) };
+                empty::note(class, slab, self.empty.len());
                 return true;
             }
             self.forget(class, this);
@@ -243,7 +243,7 @@ impl Central {
     }
 
     /// Whether the list of slabs is whole, and they agree with what is counted.
-    pub(crate) fn check(&self, class: usize) -> Result<(), &'static str> {
+    pub(crate) fn check(&self, node: usize, class: usize) -> Result<(), &'static str> {
         let fixed = &crate::size_class::CLASS[class];
         let slabs = self.slabs.lock();
         let (mut slab, mut previous) = (slabs.partial, null_mut::<Slab>());
@@ -284,6 +284,9 @@ impl Central {
         }
         if empty != slabs.empty.len() {
             return Err("there are as many empty slabs as counted");
+        }
+        if empty::are_there(node, class) != (empty > 0) {
+            return Err("classes with empty slabs are those noted");
         }
         let counts = &slabs.counts;
         if (free, untouched, holes) != (counts.free, counts.untouched, counts.holes) {

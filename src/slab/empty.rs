@@ -6,10 +6,13 @@
 //! it to whoever has a use for it.
 
 use core::ptr::null_mut;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Slab;
-use crate::size_class::{Class, PAGE};
+use super::central::run_of;
+use super::tags::class_of_tag;
+use crate::size_class::{CLASSES, Class, PAGE};
+use crate::sys;
 use crate::zone::{BELL, MARKS, SPARE};
 
 /// Most bytes of empty slabs.
@@ -18,6 +21,31 @@ const MAX: usize = 16 << 20;
 /// Bytes of all empty slabs.
 pub(crate) fn bytes() -> usize {
     SPARE.load(Ordering::Relaxed)
+}
+
+/// Which classes have empty slabs, by node, a bit each: so that whoever wants one takes the lock of no class that has none.
+///
+/// A bit is written with the lock of the class's slabs held, when the first comes or the last goes. Relaxed throughout:
+/// what is decided by it is decided again with the lock held.
+static THERE: [[AtomicU64; CLASSES.div_ceil(64)]; sys::MAX_NODES] =
+    [const { [const { AtomicU64::new(0) }; CLASSES.div_ceil(64)] }; sys::MAX_NODES];
+
+/// Notes that a class has empty slabs or has none; `slab` is one of its slabs, whose lock is held.
+fn note_there(slab: *mut Slab, there: bool) {
+    let (zone, page) = run_of(slab);
+    let Some(class) = class_of_tag(zone.tag(page)) else { return };
+    let word = &THERE[zone.node()][class / 64];
+    let bit = 1 << (class % 64);
+    if there {
+        word.fetch_or(bit, Ordering::Relaxed);
+    } else {
+        word.fetch_and(!bit, Ordering::Relaxed);
+    }
+}
+
+/// Whether a class has empty slabs on a node.
+pub(super) fn are_there(node: usize, class: usize) -> bool {
+    THERE[node][class / 64].load(Ordering::Relaxed) >> (class % 64) & 1 == 1
 }
 
 /// The bytes of a slab.
@@ -35,14 +63,20 @@ pub(super) fn admits(class: &Class) -> bool {
     bytes() + slab_bytes(class) <= most
 }
 
-/// One more is kept.
-pub(super) fn note(class: &Class) {
+/// One more is kept, and the class has as many now.
+pub(super) fn note(class: &Class, slab: *mut Slab, now: usize) {
     SPARE.fetch_add(slab_bytes(class), Ordering::Relaxed);
+    if now == 1 {
+        note_there(slab, true);
+    }
 }
 
-/// So many fewer are.
-pub(super) fn forget(class: &Class, slabs: usize) {
-    SPARE.fetch_sub(slabs * slab_bytes(class), Ordering::Relaxed);
+/// So many fewer are, of which `slab` was one, and the class has as many now.
+pub(super) fn forget(class: &Class, slab: *mut Slab, count: usize, now: usize) {
+    SPARE.fetch_sub(count * slab_bytes(class), Ordering::Relaxed);
+    if now == 0 {
+        note_there(slab, false);
+    }
 }
 
 /// Calls the worker when there is enough for it to do. Half of what it takes otherwise: the zones may have the other half.

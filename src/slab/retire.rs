@@ -40,8 +40,9 @@ pub(super) fn retire(class: &Class, mut emptied: *mut Slab) {
     }
 }
 
-fn slab_classes() -> impl Iterator<Item = usize> {
-    (0..CLASSES).filter(|&class| !CLASS[class].is_run())
+/// Classes that have empty slabs on a node.
+fn classes_with(node: usize) -> impl Iterator<Item = usize> {
+    (0..CLASSES).filter(move |&class| empty::are_there(node, class))
 }
 
 /// Retires empty slabs of a class, as many as `wanted` says of how many there are; returns their bytes.
@@ -67,7 +68,8 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
 
     let hand = HAND.load(Ordering::Relaxed);
     let mut bytes = 0;
-    for class in slab_classes().filter(|&class| class >= hand).chain(slab_classes().filter(|&class| class < hand)) {
+    let from_hand = classes_with(node).filter(|&class| class >= hand);
+    for class in from_hand.chain(classes_with(node).filter(|&class| class < hand)) {
         bytes += retire_some(node, class, |_| (wanted - bytes).div_ceil(slab_bytes(&CLASS[class])));
         if bytes >= wanted {
             HAND.store(class, Ordering::Relaxed);
@@ -80,14 +82,15 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
 /// Retires all empty slabs; returns their bytes.
 pub(crate) fn retire_all() -> usize {
     let nodes = 0..nodes().len();
-    nodes.flat_map(|node| slab_classes().map(move |class| retire_some(node, class, |all| all))).sum()
+    nodes.flat_map(|node| classes_with(node).map(move |class| retire_some(node, class, |all| all))).sum()
 }
 
 /// Retires those that nobody has needed since this was last called; returns their bytes.
 pub(crate) fn retire_unused() -> usize {
     let mut bytes = 0;
     for node in 0..nodes().len() {
-        for class in slab_classes() {
+        // Of a class that has none the fewest were none.
+        for class in classes_with(node) {
             let least = central(node, class).take_least_empty();
             if least > 0 {
                 bytes += retire_some(node, class, |_| least);
