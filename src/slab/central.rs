@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Slab;
 use super::empty::{self, Chain};
+use super::tags::class_of_tag;
 #[cfg(feature = "debug")]
 use super::tags::tag_of;
 use crate::lock::{Guard, Lock};
@@ -115,7 +116,8 @@ impl Central {
         }
         if count > 0 {
             // Under the lock, so that a child of `fork` has as many as are counted.
-            empty::forget(class, first, count, kept);
+            empty::forget(class, count);
+            slabs.note_empty(first);
         }
         (first, count)
     }
@@ -185,10 +187,24 @@ impl Slabs {
     pub(super) fn revive(&mut self, class: &Class) -> *mut Slab {
         let slab = self.empty.pop();
         if !slab.is_null() {
-            empty::forget(class, slab, 1, self.empty.len());
+            empty::forget(class, 1);
+            self.note_empty(slab);
             self.link(slab);
         }
         slab
+    }
+
+    /// One or more have come to the empty slabs or left them, of which `slab` is one: notes it where the class has its first
+    /// or none now.
+    fn note_empty(&self, slab: *mut Slab) {
+        let count = self.empty.len();
+        if count <= 1 {
+            let (zone, page) = run_of(slab);
+            // A slab that is not retired yet: its pages carry its class.
+            if let Some(class) = class_of_tag(zone.tag(page)) {
+                empty::note_there(zone.node(), class, count == 1);
+            }
+        }
     }
 
     /// A slab without a block in use leaves the central.
@@ -214,7 +230,8 @@ impl Slabs {
             if this.holes == 0 && empty::admits(class) {
                 // SAFETY: a slab of this central that is off its list; with no block in use nobody comes to it by a block.
                 unsafe { self.empty.push(slab) };
-                empty::note(class, slab, self.empty.len());
+                empty::note(class);
+                self.note_empty(slab);
                 return true;
             }
             self.forget(class, this);

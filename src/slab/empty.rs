@@ -9,8 +9,6 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Slab;
-use super::central::run_of;
-use super::tags::class_of_tag;
 use crate::size_class::{CLASSES, Class, PAGE};
 use crate::sys;
 use crate::zone::{BELL, MARKS, SPARE};
@@ -30,11 +28,9 @@ pub(crate) fn bytes() -> usize {
 static THERE: [[AtomicU64; CLASSES.div_ceil(64)]; sys::MAX_NODES] =
     [const { [const { AtomicU64::new(0) }; CLASSES.div_ceil(64)] }; sys::MAX_NODES];
 
-/// Notes that a class has empty slabs or has none; `slab` is one of its slabs, whose lock is held.
-fn note_there(slab: *mut Slab, there: bool) {
-    let (zone, page) = run_of(slab);
-    let Some(class) = class_of_tag(zone.tag(page)) else { return };
-    let word = &THERE[zone.node()][class / 64];
+/// Notes that a class has empty slabs on a node, or that it has none.
+pub(super) fn note_there(node: usize, class: usize, there: bool) {
+    let word = &THERE[node][class / 64];
     let bit = 1 << (class % 64);
     if there {
         word.fetch_or(bit, Ordering::Relaxed);
@@ -63,20 +59,14 @@ pub(super) fn admits(class: &Class) -> bool {
     bytes() + slab_bytes(class) <= most
 }
 
-/// One more is kept, and the class has as many now.
-pub(super) fn note(class: &Class, slab: *mut Slab, now: usize) {
+/// One more is kept.
+pub(super) fn note(class: &Class) {
     SPARE.fetch_add(slab_bytes(class), Ordering::Relaxed);
-    if now == 1 {
-        note_there(slab, true);
-    }
 }
 
-/// So many fewer are, of which `slab` was one, and the class has as many now.
-pub(super) fn forget(class: &Class, slab: *mut Slab, count: usize, now: usize) {
-    SPARE.fetch_sub(count * slab_bytes(class), Ordering::Relaxed);
-    if now == 0 {
-        note_there(slab, false);
-    }
+/// So many fewer are.
+pub(super) fn forget(class: &Class, slabs: usize) {
+    SPARE.fetch_sub(slabs * slab_bytes(class), Ordering::Relaxed);
 }
 
 /// Calls the worker when there is enough for it to do. Half of what it takes otherwise: the zones may have the other half.
