@@ -127,9 +127,21 @@ impl Slab {
             let word = self.word(index);
             let mut bits = *word;
             while bits != 0 && taken < wanted {
-                out[taken] = start + (index * 64 + bits.trailing_zeros() as usize) * size;
-                bits &= bits - 1;
-                taken += 1;
+                let first = bits.trailing_zeros() as usize;
+                let (block, rest) = (index * 64 + first, bits >> first);
+                if rest as u8 != u8::MAX {
+                    out[taken] = start + block * size;
+                    bits &= bits - 1;
+                    taken += 1;
+                    continue;
+                }
+                // Where many lie side by side, there is no bit to look for.
+                let count = (rest.trailing_ones() as usize).min(wanted - taken);
+                for (n, place) in out[taken..][..count].iter_mut().enumerate() {
+                    *place = start + (block + n) * size;
+                }
+                bits &= !((u64::MAX >> (64 - count)) << first);
+                taken += count;
             }
             *word = bits;
             if bits == 0 {
@@ -199,7 +211,20 @@ impl Slab {
         let (size, carved, stretch) = (class.size as usize, self.carved as usize, PAGE << class.order);
         let (mut hint, mut given) = (self.hint as usize, 0);
         let mut result = Ok(());
-        for &address in blocks {
+        // Blocks to go until neighbours are looked for again.
+        let mut singly = 0;
+        while let Some(&address) = blocks.get(given) {
+            if singly == 0 {
+                if let Some(lowest) = lowest_of_group(&blocks[given..], size)
+                    && let Some(index) = self.give_group(class, lowest.wrapping_sub(start))
+                {
+                    hint = hint.min(index);
+                    given += GROUP;
+                    continue;
+                }
+                singly = GROUP;
+            }
+            singly -= 1;
             let offset = address.wrapping_sub(start);
             if offset >= stretch {
                 break;
@@ -224,6 +249,47 @@ impl Slab {
         self.free += given as u16;
         result.map(|()| given)
     }
+
+    /// Gives back [`GROUP`] blocks from `offset` on, if all are blocks in use and have their bits in one word: its number.
+    ///
+    /// To change the bits of a word one by one would take as long as it takes from a store to the next load, each time.
+    #[inline(always)]
+    fn give_group(&mut self, class: &Class, offset: usize) -> Option<usize> {
+        if offset >= PAGE << class.order {
+            return None;
+        }
+        let block = class.block_at(offset);
+        let (index, first) = (block / 64, block % 64);
+        if block * class.size as usize != offset || block + GROUP > self.carved as usize || first + GROUP > 64 {
+            return None;
+        }
+        let set = ((1 << GROUP) - 1) << first;
+        let word = self.word(index);
+        if *word & set != 0 {
+            return None;
+        }
+        *word |= set;
+        Some(index)
+    }
+}
+
+/// So many blocks that lie side by side go back to their slab together.
+const GROUP: usize = 8;
+
+/// The lowest of the first [`GROUP`] blocks, if each lies right behind the one before it, or each right before it.
+#[inline(always)]
+fn lowest_of_group(blocks: &[usize], size: usize) -> Option<usize> {
+    let group: &[usize; GROUP] = blocks.first_chunk()?;
+    let (first, last) = (group[0], group[GROUP - 1]);
+    let step = if last.wrapping_sub(first) == (GROUP - 1) * size {
+        size
+    } else if first.wrapping_sub(last) == (GROUP - 1) * size {
+        size.wrapping_neg()
+    } else {
+        return None;
+    };
+    let apart = group.windows(2).fold(0, |apart, pair| apart | (pair[1].wrapping_sub(pair[0]) ^ step));
+    (apart == 0).then_some(first.min(last))
 }
 
 #[cfg(feature = "debug")]
@@ -296,6 +362,58 @@ mod tests {
         assert!(sets > 100, "{sets}");
     }
 
+    /// A row of blocks, upwards or downwards, of which one is free already or is none, goes back as far as that one.
+    ///
+    /// Red if `give_group` does not look at the bits, nor at `carved`, or if `lowest_of_group` looks at the ends alone.
+    #[test]
+    fn a_row_goes_back_as_far_as_it_is_in_use() {
+        let mut rows = 0;
+        for class in CLASS.iter().filter(|class| class.blocks >= 100) {
+            let (start, size) = (0x10_0000, class.size as usize);
+            let mut memory = memory(class);
+            let slab = memory.as_mut_ptr().cast::<Slab>();
+            for (first, len, bad, free, down) in (0..64).step_by(7).flat_map(|first| {
+                let bad = (0..40).flat_map(|bad| [(bad, true), (bad, false)]);
+                bad.flat_map(move |(bad, free)| [(first, 36, bad, free, true), (first, 36, bad, free, false)])
+            }) {
+                // SAFETY: as below.
+                let slab = unsafe {
+                    Slab::init(slab, class, Backing::Cold);
+                    &mut *slab
+                };
+                let mut out = [0; 100];
+                // Those behind them have never been handed out.
+                assert_eq!(slab.take(class, start, &mut out[..first + len]), first + len);
+                let mut row: Vec<usize> = (first..first + len).map(|block| start + block * size).collect();
+                if down {
+                    row.reverse();
+                } else {
+                    row.extend((first + len..first + 40).map(|block| start + block * size));
+                }
+                let mut expected = if down { Ok(len) } else { Err((row[len], Misuse::NotABlock)) };
+                let mut back = len;
+                if bad < len && free {
+                    assert_eq!(slab.give(class, start, &[row[bad]]), Ok(1));
+                    (expected, back) = (Err((row[bad], Misuse::DoubleFree)), bad + 1);
+                } else if bad < len {
+                    row[bad] += 1;
+                    (expected, back) = (Err((row[bad], Misuse::NotABlock)), bad);
+                }
+                assert_eq!(slab.give(class, start, &row), expected, "{first} {bad} {free} {down}");
+                let outside = class.blocks as usize - first - len;
+                assert_eq!(slab.free_blocks(), outside + back);
+                let mut taken = [0; 100];
+                let n = slab.take(class, start, &mut taken[..back]);
+                let mut those = row[..bad.min(len)].to_vec();
+                those.extend((bad < len && free).then(|| row[bad]));
+                those.sort_unstable();
+                assert_eq!((n, &taken[..n]), (back, &those[..]), "{first} {bad} {free} {down}");
+                rows += 1;
+            }
+        }
+        assert!(rows > 10_000, "{rows}");
+    }
+
     /// Any order, but every block once; and over many slabs each block comes first about equally often.
     ///
     /// Red if the number of set bits in front is counted from the next word, or the bit is left set.
@@ -364,8 +482,19 @@ mod tests {
                         held.push(address);
                     }
                 } else if !held.is_empty() {
-                    let together: Vec<usize> =
-                        (0..n % held.len().min(63) + 1).map(|_| held.swap_remove(n / 64 % held.len())).collect();
+                    let count = n % held.len().min(63) + 1;
+                    let mut together: Vec<usize> = Vec::new();
+                    if n >> 20 & 1 == 0 {
+                        together.extend((0..count).map(|_| held.swap_remove(n / 64 % held.len())));
+                    } else {
+                        // Neighbours, as far as there are.
+                        held.sort_unstable();
+                        let first = n / 64 % (held.len() - count + 1);
+                        together.extend(held.drain(first..first + count));
+                    }
+                    if n >> 21 & 1 == 0 {
+                        together.reverse();
+                    }
                     free.extend(together.iter().map(|address| (address - start) / size));
                     // All of them, those before one of another run, or those before one that is wrong.
                     let (last, others) = together.split_last().unwrap();
