@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering;
 use crate::size_class::{CLASS, CLASSES, PAGE};
 use crate::slab::{central, class_of_tag, is_out, transfer};
 use crate::tagged_stack::RETRIES;
-use crate::zone::{META, TAG_RUN, mapping, mapping_cache, nodes};
+use crate::zone::{META, TAG_RUN, mapping_cache, nodes};
 use crate::{Config, heap, percpu, sys};
 
 /// What `PCPALLOC_CONF` makes of the default settings, and how many of its settings are left out.
@@ -211,7 +211,7 @@ fn check_once(level: Level) -> Result<Totals, &'static str> {
         totals.slabs += slabs * PAGE;
         totals.runs += runs * PAGE;
     }
-    totals.mappings = mapping::MAPPED.load(Ordering::Relaxed) + mapping_cache::bytes();
+    totals.mappings = mapping_cache::MAPPED.load(Ordering::Relaxed);
     totals.committed += totals.mappings;
     if totals.committed != totals.tables + totals.free + totals.slabs + totals.runs + totals.mappings {
         return Err("the total of all states is what is committed");

@@ -38,7 +38,7 @@ pub(crate) struct Mallinfo([c_int; 10]);
 
 pub(crate) fn mallinfo2() -> Mallinfo2 {
     let stats = control::stats();
-    let mapped = mapping::MAPPED.load(core::sync::atomic::Ordering::Relaxed);
+    let mapped = mapping::bytes();
     Mallinfo2 {
         arena: stats.resident.saturating_sub(mapped),
         ordblks: 1,

@@ -112,7 +112,7 @@ fn rows(notes: usize) -> [usize; ROWS] {
     rows[RUNS] = nodes().iter().map(|node| node.run_bytes.load(Ordering::Relaxed)).sum();
     // Without the page in front of each.
     let headers = mapping::MAPPINGS.load(Ordering::Relaxed) * sys::page_size();
-    rows[MAPPINGS] = mapping::MAPPED.load(Ordering::Relaxed).saturating_sub(headers);
+    rows[MAPPINGS] = mapping::bytes().saturating_sub(headers);
     rows
 }
 

@@ -154,7 +154,7 @@ impl fmt::Display for VmStat {
             ("nr_free_pages", free),
             ("nr_free_resident", stats.free_resident / PAGE),
             ("nr_slab_unreclaimable", slab),
-            ("nr_mapped", count(&mapping::MAPPED) / PAGE),
+            ("nr_mapped", mapping::bytes() / PAGE),
             ("nr_mapped_free", mapping_cache::bytes() / PAGE),
             ("pcp_refill", stats.refills),
             ("pcp_flush", stats.flushes),

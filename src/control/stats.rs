@@ -100,9 +100,8 @@ pub(crate) fn stats() -> Stats {
     if !heap::is_up() {
         return stats;
     }
-    let mapped = mapping::MAPPED.load(Ordering::Relaxed);
-    let mut out = mapped;
-    stats.committed = mapped + mapping_cache::bytes();
+    let mut out = mapping::bytes();
+    stats.committed = mapping_cache::MAPPED.load(Ordering::Relaxed);
     stats.free_resident = mapping_cache::resident_bytes();
     for (number, node) in nodes().iter().enumerate() {
         out += node.run_bytes.load(Ordering::Relaxed);

@@ -12,6 +12,7 @@
 
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 
 use crate::sys::{self, Trigger};
@@ -89,22 +90,34 @@ struct Settings {
     pressure: bool,
 }
 
-struct SettingsCell(UnsafeCell<Settings>);
-// SAFETY: written by `init` alone, before anybody else can call; read only afterwards.
-unsafe impl Sync for SettingsCell {}
+/// Settings of which one is written, then its number, and the other left for settings that come later.
+struct Versions([UnsafeCell<Settings>; 2]);
+// SAFETY: each is written by `init` alone, before its number is known, and only read afterwards.
+unsafe impl Sync for Versions {}
 
-static SETTINGS: SettingsCell =
-    SettingsCell(UnsafeCell::new(Settings { cgroup: false, directory: Path::EMPTY, pressure: false }));
+static SETTINGS: Versions =
+    Versions([const { UnsafeCell::new(Settings { cgroup: false, directory: Path::EMPTY, pressure: false }) }; 2]);
 
-/// Says what to watch; whether that is anything. Called once, at initialisation, before the worker may start.
+/// Number of the settings in force.
+static VERSION: AtomicUsize = AtomicUsize::new(0);
+/// How often there were any.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
+/// Says what to watch; whether that is anything. Called at initialisation, and at most once more, by one thread at a time.
 pub(super) fn init(cgroup: Cgroup, pressure: bool) -> bool {
     let directory = match cgroup {
         Cgroup::At(directory) => Path::join(&[directory]),
         _ => Some(Path::EMPTY),
     };
     let cgroup = cgroup != Cgroup::Off && directory.is_some();
-    // SAFETY: one thread initialises the heap, and until that is done no other calls into this module.
-    unsafe { *SETTINGS.0.get() = Settings { cgroup, directory: directory.unwrap_or(Path::EMPTY), pressure } };
+    // Relaxed: calls come one after the other.
+    let version = MADE.fetch_add(1, Ordering::Relaxed);
+    if let Some(settings) = SETTINGS.0.get(version) {
+        // SAFETY: nobody reads this one until its number is stored, and nobody else writes.
+        unsafe { *settings.get() = Settings { cgroup, directory: directory.unwrap_or(Path::EMPTY), pressure } };
+        // Release, paired with the acquire in `Watcher::new`.
+        VERSION.store(version, Ordering::Release);
+    }
     cgroup || pressure
 }
 
@@ -207,6 +220,8 @@ const STALL: &[u8] = b"some 200000 2000000\0";
 
 /// What the worker watches.
 pub(super) struct Watcher {
+    /// Number of the settings that it was made by.
+    version: usize,
     group: Option<Group>,
     trigger: Option<Trigger>,
 }
@@ -214,8 +229,10 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Opens what the settings ask for, as far as it is there.
     pub(super) fn new() -> Watcher {
-        // SAFETY: `init` has returned before the worker could start, and nobody writes any more.
-        let settings = unsafe { &*SETTINGS.0.get() };
+        // Acquire, paired with the release in `init`, which has returned once before the worker could start.
+        let version = VERSION.load(Ordering::Acquire);
+        // SAFETY: nobody writes settings whose number has been stored.
+        let settings = unsafe { &*SETTINGS.0[version].get() };
         let group = match settings {
             Settings { cgroup: false, .. } => None,
             Settings { directory, .. } if directory.len > 0 => Group::at(*directory, directory.len),
@@ -227,7 +244,13 @@ impl Watcher {
             });
             of_group.or_else(|| Trigger::new(c"/proc/pressure/memory", STALL))
         });
-        Watcher { group, trigger: trigger.flatten() }
+        Watcher { version, group, trigger: trigger.flatten() }
+    }
+
+    /// Whether the settings are still those that it was made by.
+    pub(super) fn is_current(&self) -> bool {
+        // Relaxed: it is made anew by an acquire.
+        self.version == VERSION.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_watching(&self) -> bool {

@@ -35,23 +35,32 @@ const NEGLIGIBLE: usize = 512 << 10;
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
 
-/// Says whether there may be a worker, and whether there is something to watch from the start. Called once, at
-/// initialisation.
+/// Whether there is something to watch. Relaxed: a setting.
+static WATCHING: AtomicBool = AtomicBool::new(false);
+
+/// Says whether there may be a worker, and whether there is something to watch from the start. Called at initialisation, and
+/// once more where settings come later than the first allocation: a worker that is there then sees to them.
 pub(crate) fn init(wanted: bool, watching: bool) {
+    WATCHING.store(watching, Ordering::Relaxed);
     BELL.set_starter(start);
-    BELL.set_absent(!wanted);
+    BELL.set_wanted(wanted);
     #[cfg(feature = "capi")]
     sys::look_for_threads();
-    if wanted && (watching || MARKS.low.load(Ordering::Relaxed) > 0) {
+    if wanted && (has_work_from_the_start() || RUNNING.load(Ordering::Relaxed)) {
         BELL.call();
     }
 }
 
-/// In the child of a `fork`, which has no worker: the next call starts one.
+/// Whether there is something to do for a worker before anything is freed.
+fn has_work_from_the_start() -> bool {
+    WATCHING.load(Ordering::Relaxed) || MARKS.low.load(Ordering::Relaxed) > 0
+}
+
+/// In the child of a `fork`, which has no worker: the next call starts one, or if there is something to do already the next
+/// slow path of an allocation.
 pub(crate) fn after_fork() {
-    if RUNNING.swap(false, Ordering::Relaxed) {
-        BELL.set_absent(false);
-    }
+    RUNNING.store(false, Ordering::Relaxed);
+    BELL.after_fork(has_work_from_the_start());
 }
 
 /// Has the worker look at the marks.
@@ -61,16 +70,21 @@ pub(crate) fn call() {
 }
 
 /// Starts the worker if one is due that could not be started where that was noticed. Every slow path of allocation
-/// comes here, without a lock. In a program of one thread nothing is started unless it was asked for by a low mark.
+/// comes here, without a lock.
 #[inline]
 pub(crate) fn start_if_due() {
-    #[cfg(feature = "capi")]
-    if BELL.worker_is_due()
-        && (!sys::is_single_threaded() || MARKS.low.load(Ordering::Relaxed) > 0)
-        && BELL.claim_worker()
-    {
+    if BELL.worker_is_due() && may_start() && BELL.claim_worker() {
         start();
     }
+}
+
+/// Where C's `free` is ours a program of one thread stays one, unless something was asked for that takes another.
+fn may_start() -> bool {
+    #[cfg(feature = "capi")]
+    let alone = sys::is_single_threaded();
+    #[cfg(not(feature = "capi"))]
+    let alone = false;
+    !alone || has_work_from_the_start()
 }
 
 fn start() {
@@ -80,7 +94,7 @@ fn start() {
     }
     if !sys::spawn(c"pcpalloc", run) {
         RUNNING.store(false, Ordering::Relaxed);
-        BELL.set_absent(true);
+        BELL.refused();
     }
 }
 
@@ -92,13 +106,22 @@ extern "C" fn run() {
     let mut watcher = Watcher::new();
     let (mut stalled, mut short) = (false, false);
     loop {
+        let rings = BELL.rings();
+        if BELL.is_unwanted() {
+            RUNNING.store(false, Ordering::Relaxed);
+            return;
+        }
+        if !watcher.is_current() {
+            watcher = Watcher::new();
+        }
         second = (second + 1) % TICKS_PER_SECOND;
         if second == 0 {
             short = watcher.group_is_short();
         }
         let busy = if stalled || short || MARKS.headroom() == 0 { pressure::relieve() > 0 } else { balance() };
         let busy = busy | (second == 0 && give_back_unused());
-        if busy || free_resident() > NEGLIGIBLE.max(MARKS.low.load(Ordering::Relaxed)) {
+        let tolerated = NEGLIGIBLE + MARKS.min.load(Ordering::Relaxed).max(MARKS.low.load(Ordering::Relaxed));
+        if busy || free_resident() > tolerated {
             quiet = 0;
         } else {
             quiet += 1;
@@ -112,7 +135,7 @@ extern "C" fn run() {
             second = TICKS_PER_SECOND - 1;
         } else if idle {
             quiet = 0;
-            BELL.sleep();
+            BELL.sleep(rings, tolerated);
         }
         stalled = watcher.wait(nap);
     }

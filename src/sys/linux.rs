@@ -112,12 +112,14 @@ pub(crate) fn map(len: usize) -> Option<NonNull<u8>> {
 /// # Safety
 /// The range came from this module and nothing points into it any more.
 pub(crate) unsafe fn unmap(start: NonNull<u8>, len: usize) {
-    if refuses(Call::Unmap) {
-        return;
+    // SAFETY: the caller's obligation.
+    let unmapped = !refuses(Call::Unmap) && keep_errno(|| unsafe { mman::munmap(start.cast(), len).is_ok() });
+    if !unmapped {
+        // The limit on the number of mappings, where the range lies in the middle of one. Its address space stays as it is,
+        // without the memory behind it.
+        // SAFETY: nothing points into the range any more.
+        unsafe { release(start, len) };
     }
-    // SAFETY: the caller's obligation. A failure (the limit on the number of mappings) leaves the range
-    // mapped and unused, which is harmless.
-    let _ = keep_errno(|| unsafe { mman::munmap(start.cast(), len) });
 }
 
 /// Changes the length of a mapping, moving it if it must; the contents go along, what is new reads as zero.
@@ -324,11 +326,16 @@ pub(crate) fn current_cpu() -> usize {
     keep_errno(|| unsafe { libc::sched_getcpu() }).max(0) as usize
 }
 
-/// The value of an environment variable, without a copy.
+/// The value of an environment variable, without a copy. `None` in a program that has rights which whoever started it has
+/// not (set-user-ID): its environment is theirs.
 pub(crate) fn environment(name: &CStr) -> Option<&'static CStr> {
     // SAFETY: the name is a C string. The result points into the environment; it is read at once, at the
-    // first allocation of the process, before the program had a chance to change its environment.
+    // first allocation of the process, before the program had a chance to change its environment. `getauxval` has no
+    // preconditions.
     unsafe {
+        if libc::getauxval(libc::AT_SECURE) != 0 {
+            return None;
+        }
         let value = libc::getenv(name.as_ptr());
         (!value.is_null()).then(|| CStr::from_ptr(value))
     }

@@ -13,8 +13,11 @@ const WORTHWHILE: usize = 1 << 20;
 /// A futex word, and whether anybody waits on it.
 pub(crate) struct Bell {
     rings: AtomicU32,
-    /// The worker: [`NOBODY`], [`AWAKE`], [`ASLEEP`] or [`NEVER`].
+    /// The worker: [`NOBODY`], [`AWAKE`], [`ASLEEP`], [`REFUSED`] or [`NEVER`].
     listener: AtomicU32,
+    /// How often no thread could be had, and calls since. Relaxed: when it is tried again is a matter of taste.
+    refusals: AtomicU32,
+    calls: AtomicU32,
     /// Somebody is to come who has not been started. Relaxed: a hint.
     due: AtomicBool,
     /// Starts the worker.
@@ -24,6 +27,8 @@ pub(crate) struct Bell {
 pub(crate) static BELL: Bell = Bell {
     rings: AtomicU32::new(0),
     listener: AtomicU32::new(NOBODY),
+    refusals: AtomicU32::new(0),
+    calls: AtomicU32::new(0),
     due: AtomicBool::new(false),
     starter: AtomicPtr::new(core::ptr::null_mut()),
 };
@@ -41,6 +46,12 @@ const AWAKE: u32 = 1;
 const ASLEEP: u32 = 2;
 /// There is no worker, and will be none.
 const NEVER: u32 = 3;
+/// There is none, because no thread could be had; some calls later it is tried again.
+const REFUSED: u32 = 4;
+
+/// log2 of the calls after which it is tried again; twice as many each time, up to so many times.
+const PATIENCE: u32 = 6;
+const PATIENCE_GROWS: u32 = 10;
 
 impl Bell {
     /// Memory became free in a zone, or in the slabs of a class, that now has this much: calls the worker, unless it is up.
@@ -60,23 +71,40 @@ impl Bell {
                 self.due.store(true, Ordering::Relaxed);
                 self.release_excess();
             }
-            NOBODY => {
-                let starter = self.starter.load(Ordering::Acquire);
-                let mine = self.listener.compare_exchange(NOBODY, AWAKE, Ordering::Relaxed, Ordering::Relaxed);
-                if mine.is_ok() && !starter.is_null() {
-                    // SAFETY: `set_starter` stored a function of this type. Acquire, paired with its release.
-                    let starter: fn() = unsafe { core::mem::transmute(starter) };
-                    starter();
-                }
-            }
+            NOBODY => self.start(),
             ASLEEP => {
                 // Sequentially consistent, as in `sleep`: either it sees the ring or we see that it sleeps.
                 self.rings.fetch_add(1, Ordering::SeqCst);
                 sys::futex_wake(&self.rings);
             }
+            REFUSED => {
+                self.release_excess();
+                let patience = 1 << (PATIENCE + self.refusals.load(Ordering::Relaxed).min(PATIENCE_GROWS));
+                if self.calls.fetch_add(1, Ordering::Relaxed) >= patience {
+                    self.try_again();
+                }
+            }
             // Nobody will come.
             _ => self.release_excess(),
         }
+    }
+
+    fn start(&self) {
+        let starter = self.starter.load(Ordering::Acquire);
+        if starter.is_null() {
+            return;
+        }
+        // Relaxed: one of several callers starts it.
+        if self.listener.compare_exchange(NOBODY, AWAKE, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            // SAFETY: `set_starter` stored a function of this type. Acquire, paired with its release.
+            let starter: fn() = unsafe { core::mem::transmute(starter) };
+            starter();
+        }
+    }
+
+    /// The next call starts the worker, where it could not be started before.
+    fn try_again(&self) {
+        let _ = self.listener.compare_exchange(REFUSED, NOBODY, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// What whoever frees does where there is no worker: the least that keeps the bound.
@@ -95,43 +123,82 @@ impl Bell {
     }
 
     /// Whether a worker is to be started.
-    #[cfg(feature = "capi")]
     #[inline]
     pub(crate) fn worker_is_due(&self) -> bool {
         self.due.load(Ordering::Relaxed)
     }
 
     /// Says that the worker is being started by the caller; false if somebody else was first.
-    #[cfg(feature = "capi")]
     pub(crate) fn claim_worker(&self) -> bool {
         self.due.swap(false, Ordering::Relaxed)
             && self.listener.compare_exchange(NOBODY, AWAKE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Calls the worker whatever there is.
+    /// Calls the worker whatever there is: if it is up, it looks once more before it sleeps.
     pub(crate) fn call(&self) {
-        let listener = self.listener.load(Ordering::Relaxed);
+        // Sequentially consistent, as in `sleep`.
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        self.try_again();
+        let listener = self.listener.load(Ordering::SeqCst);
         if listener == NOBODY || listener == ASLEEP {
             self.ring(listener);
         }
     }
 
-    /// Says how to start the worker; called once, at initialisation.
+    /// Says how to start the worker.
     pub(crate) fn set_starter(&self, starter: fn()) {
         self.starter.store(starter as *mut (), Ordering::Release);
     }
 
-    /// Says that there is no worker, and will be none if `never`; else the next call starts one.
-    pub(crate) fn set_absent(&self, never: bool) {
+    /// Says whether there may be a worker. One that is there sees it when it is called, and goes.
+    pub(crate) fn set_wanted(&self, wanted: bool) {
+        if wanted {
+            let _ = self.listener.compare_exchange(NEVER, NOBODY, Ordering::Relaxed, Ordering::Relaxed);
+            return;
+        }
         self.due.store(false, Ordering::Relaxed);
-        self.listener.store(if never { NEVER } else { NOBODY }, Ordering::Relaxed);
+        // Sequentially consistent, as in `sleep`.
+        self.listener.store(NEVER, Ordering::SeqCst);
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        sys::futex_wake(&self.rings);
     }
 
-    /// The worker sleeps until it is called.
-    pub(crate) fn sleep(&self) {
-        let rings = self.rings.load(Ordering::SeqCst);
-        self.listener.store(ASLEEP, Ordering::SeqCst);
-        sys::futex_wait(&self.rings, rings);
-        self.listener.store(AWAKE, Ordering::SeqCst);
+    /// Whether there is to be no worker.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.listener.load(Ordering::Relaxed) == NEVER
+    }
+
+    /// Says that no thread could be had for the worker.
+    pub(crate) fn refused(&self) {
+        self.calls.store(0, Ordering::Relaxed);
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+        let _ = self.listener.compare_exchange(AWAKE, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// In the child of a `fork`, which has no worker; whether one is `due`, or comes with the next call.
+    pub(crate) fn after_fork(&self, due: bool) {
+        // Relaxed: there is one thread.
+        if self.listener.load(Ordering::Relaxed) != NEVER {
+            self.listener.store(NOBODY, Ordering::Relaxed);
+            self.due.fetch_or(due, Ordering::Relaxed);
+        }
+    }
+
+    /// How often the bell has rung: asked before there is a look at what may have to be done.
+    pub(crate) fn rings(&self) -> u32 {
+        self.rings.load(Ordering::SeqCst)
+    }
+
+    /// The worker sleeps until it is called, unless it was since the bell had rung `seen` times, or more than `tolerated`
+    /// bytes are free.
+    pub(crate) fn sleep(&self, seen: u32, tolerated: usize) {
+        // It may have been told to go.
+        if self.listener.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            // Who frees from here on sees that the worker sleeps; what was freed before is looked at once more.
+            if free_resident() <= tolerated {
+                sys::futex_wait(&self.rings, seen);
+            }
+            let _ = self.listener.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst);
+        }
     }
 }

@@ -11,15 +11,29 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::huge;
-use super::mapping_cache::{self, Origin, Piece};
+use super::mapping_cache::{self, MAPPED, Origin, Piece};
 use super::{BELL, MARKS, Zone};
 use crate::latency::{self, SlowPath};
 use crate::sys;
 
-/// Bytes in mappings, headers included. Relaxed throughout: a statistic.
-pub(crate) static MAPPED: AtomicUsize = AtomicUsize::new(0);
 /// Number of mappings. Relaxed throughout: a statistic.
 pub(crate) static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes in mappings that hold a block, headers included.
+pub(crate) fn bytes() -> usize {
+    MAPPED.load(Ordering::Relaxed).saturating_sub(mapping_cache::bytes())
+}
+
+/// Has mappings grow by so many bytes, by what `f` does, for a block of `size`. They are counted before it is looked whether
+/// that may be: of several who ask at once and are too many together, none is overlooked.
+fn grow<R>(bytes: usize, size: usize, f: impl FnOnce() -> Option<R>) -> Option<R> {
+    MAPPED.fetch_add(bytes, Ordering::Relaxed);
+    let grown = if MARKS.admits(0, size) { f() } else { None };
+    if grown.is_none() {
+        MAPPED.fetch_sub(bytes, Ordering::Relaxed);
+    }
+    grown
+}
 
 #[repr(C)]
 struct Header {
@@ -98,10 +112,8 @@ fn alloc_kept(size: usize, zeroed: bool) -> Option<NonNull<u8>> {
     if piece.len < len {
         let more = len - piece.len;
         // SAFETY: the piece is a whole range of one origin and nobody else's; its old address is not used again.
-        let longer = unsafe { if MARKS.admits(more, size) { sys::remap(piece.start, piece.len, len) } else { None } };
-        let Some(start) = longer else {
-            // SAFETY: as above.
-            unsafe { sys::unmap(piece.start, piece.len) };
+        let Some(start) = grow(more, size, || unsafe { sys::remap(piece.start, piece.len, len) }) else {
+            mapping_cache::unmap(piece);
             return None;
         };
         piece = Piece { start, len, origin: Origin::new() };
@@ -140,7 +152,6 @@ unsafe fn begin(piece: Piece, usable: usize) -> NonNull<u8> {
             origin,
             huge: false,
         });
-        MAPPED.fetch_add(len, Ordering::Relaxed);
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
         block
     }
@@ -155,10 +166,7 @@ fn alloc_new(size: usize, align: usize, origin: Origin) -> Option<NonNull<u8>> {
     if len > isize::MAX as usize {
         return None;
     }
-    if !MARKS.admits(usable, size) {
-        return None;
-    }
-    let start = sys::map(len)?;
+    let start = grow(page + usable, size, || sys::map(len))?;
     let block = sys::round_up(sys::addr(start) + page, align.max(page))?;
     let (head, tail) = (block - page - sys::addr(start), sys::addr(start) + len - block - usable);
     // SAFETY: `page + slack` bytes are to spare, so the header's page and the block lie inside the new
@@ -175,7 +183,8 @@ fn alloc_new(size: usize, align: usize, origin: Origin) -> Option<NonNull<u8>> {
         }
         let (start, len) = if cfg!(any(pcpalloc_twin, miri)) { (start, len) } else { (kept, page + usable) };
         kept.cast::<Header>().write(Header { magic: block ^ MAGIC, start, len, usable, origin, huge: false });
-        MAPPED.fetch_add(len, Ordering::Relaxed);
+        // The twin keeps both ends.
+        MAPPED.fetch_add(len - (page + usable), Ordering::Relaxed);
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
         Some(kept.add(page))
     }
@@ -206,7 +215,6 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
             // The next block here may be written to in a few places only.
             sys::advise_huge(start, len, false);
         }
-        MAPPED.fetch_sub(len, Ordering::Relaxed);
         MAPPINGS.fetch_sub(1, Ordering::Relaxed);
         mapping_cache::put(Piece { start, len, origin }, MARKS.mappings_kept());
         BELL.freed(mapping_cache::bytes());
@@ -245,7 +253,6 @@ pub(crate) unsafe fn resize(
             // the system, and nothing in the way.
             let more = mapping_cache::take_behind(sys::addr(start) + header.len, origin, wanted - header.len);
             header.len += more;
-            MAPPED.fetch_add(more, Ordering::Relaxed);
         }
         let had = header.len;
         let (used, reused) = (header.usable, usable.min(had - page));
@@ -256,16 +263,19 @@ pub(crate) unsafe fn resize(
             header.usable = usable;
             return Some(block);
         }
-        if wanted > had && !MARKS.admits(wanted - had, new) {
-            return None;
-        }
-        let start = sys::remap(start, had, wanted)?;
-        if wanted > had {
+        let start = if wanted > had {
+            let start = grow(wanted - had, new, || sys::remap(start, had, wanted))?;
             huge = populate_ahead(start, had, wanted).unwrap_or(huge);
-        } else if huge {
-            sys::advise_huge(start, wanted, false);
-            huge = false;
-        }
+            start
+        } else {
+            let start = sys::remap(start, had, wanted)?;
+            MAPPED.fetch_sub(had - wanted, Ordering::Relaxed);
+            if huge {
+                sys::advise_huge(start, wanted, false);
+                huge = false;
+            }
+            start
+        };
         // It may have moved, and what was behind it is not any more.
         if origin != Origin::PECULIAR {
             origin = Origin::new();
@@ -273,8 +283,6 @@ pub(crate) unsafe fn resize(
         let block = start.add(page);
         let magic = sys::addr(block) ^ MAGIC;
         start.cast::<Header>().write(Header { magic, start, len: wanted, usable, origin, huge });
-        MAPPED.fetch_add(wanted, Ordering::Relaxed);
-        MAPPED.fetch_sub(had, Ordering::Relaxed);
         Some(block)
     }
 }

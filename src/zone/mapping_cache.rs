@@ -75,6 +75,10 @@ struct Cache {
 
 static CACHE: Lock<Cache> = Lock::new(Cache::new());
 
+/// Bytes of all mappings, in use or kept: what the limit is compared with changes with the system's mappings alone, not where
+/// one changes hands. Relaxed throughout: the value is the whole of what is compared.
+pub(crate) static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
 /// Bytes of all pieces when the lock was last held. Relaxed throughout: a statistic.
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 
@@ -197,9 +201,11 @@ pub(crate) fn release_unused() -> usize {
     released
 }
 
-fn unmap(piece: Piece) {
+/// Gives a piece back.
+pub(super) fn unmap(piece: Piece) {
     // SAFETY: the piece is the caller's, who has given up what was in it.
     unsafe { sys::unmap(piece.start, piece.len) };
+    MAPPED.fetch_sub(piece.len, Ordering::Relaxed);
 }
 
 fn unmap_kept(piece: Piece) {

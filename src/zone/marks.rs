@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
-use super::{META, mapping, mapping_cache, nodes};
+use super::{META, mapping_cache, nodes};
 
 /// Settings. Relaxed throughout: each stands for itself.
 pub(crate) struct Marks {
@@ -38,8 +38,7 @@ pub(crate) static SPARE: AtomicUsize = AtomicUsize::new(0);
 pub(crate) fn resident() -> usize {
     let zones: usize = nodes().iter().flat_map(|node| node.zones()).map(|zone| zone.resident_bytes()).sum();
     let zones = zones.saturating_sub(HOLES.load(Ordering::Relaxed));
-    let mappings = mapping::MAPPED.load(Ordering::Relaxed) + mapping_cache::bytes();
-    zones + zones / 64 + mappings + META.resident_estimate()
+    zones + zones / 64 + mapping_cache::MAPPED.load(Ordering::Relaxed) + META.resident_estimate()
 }
 
 /// Free bytes with memory behind them, empty slabs and mappings that are kept among them.

@@ -11,6 +11,7 @@
 use std::fmt::{self, Display};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::{UnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use super::kernel::{Kernel, Refusal};
@@ -49,7 +50,11 @@ pub struct Child {
 impl Child {
     /// This program once more, to run the [`body`] of `test` with `argument`.
     pub fn new(test: &str, argument: &str) -> Child {
-        let program = std::env::current_exe().expect("the program knows its path");
+        Child::of(&std::env::current_exe().expect("the program knows its path"), test, argument)
+    }
+
+    /// The same of a copy of this program.
+    pub fn of(program: &Path, test: &str, argument: &str) -> Child {
         let mut command = match std::env::var(RUNNER) {
             Ok(runner) => {
                 let mut words = runner.split_whitespace();
@@ -115,6 +120,12 @@ impl Child {
     /// Gives its heap these settings, as a user would: `PCPALLOC_CONF`.
     pub fn settings(mut self, settings: &str) -> Self {
         self.command.env("PCPALLOC_CONF", settings);
+        self
+    }
+
+    /// Has it run as another user.
+    pub fn user(mut self, user: u32) -> Self {
+        self.command.uid(user);
         self
     }
 

@@ -108,8 +108,9 @@ impl Buddy {
     fn first_block(&mut self, count: u32, order: u32) -> Option<(u32, u32)> {
         let warm_first = self.free_warm >= self.reserve;
         let mut found = self.lowest(count, order, warm_first);
-        if found.is_none() && warm_first && self.unpark() {
-            found = self.lowest(count, order, true);
+        // Where what is warm is left for last, too: whoever asks knows that there is a run, parked or not.
+        if found.is_none() && self.unpark() {
+            found = self.lowest(count, order, warm_first);
         }
         found.or_else(|| self.lowest(count, order, !warm_first))
     }
