@@ -126,22 +126,22 @@ impl Slab {
         while taken < wanted && index < words {
             let word = self.word(index);
             let mut bits = *word;
-            while bits != 0 && taken < wanted {
-                let first = bits.trailing_zeros() as usize;
-                let (block, rest) = (index * 64 + first, bits >> first);
-                if rest as u8 != u8::MAX {
-                    out[taken] = start + block * size;
-                    bits &= bits - 1;
-                    taken += 1;
-                    continue;
-                }
-                // Where many lie side by side, there is no bit to look for.
-                let count = (rest.trailing_ones() as usize).min(wanted - taken);
+            let first = bits.trailing_zeros().min(63) as usize;
+            let row = bits >> first;
+            if row & row.wrapping_add(1) == 0 {
+                // All lie side by side, and there is no bit to look for.
+                let count = (row.trailing_ones() as usize).min(wanted - taken);
                 for (n, place) in out[taken..][..count].iter_mut().enumerate() {
-                    *place = start + (block + n) * size;
+                    *place = start + (index * 64 + first + n) * size;
                 }
-                bits &= !((u64::MAX >> (64 - count)) << first);
                 taken += count;
+                // Of a row of 64, none is left over: a shift by as many would leave them all.
+                bits = row.checked_shr(count as u32).unwrap_or(0).checked_shl((first + count) as u32).unwrap_or(0);
+            }
+            while bits != 0 && taken < wanted {
+                out[taken] = start + (index * 64 + bits.trailing_zeros() as usize) * size;
+                bits &= bits - 1;
+                taken += 1;
             }
             *word = bits;
             if bits == 0 {
@@ -207,24 +207,11 @@ impl Slab {
     /// Gives back blocks, from the first on, that lie in the stretch of this run, which starts at `start`; returns how many
     /// do. The first that is none, or that is free already, is returned as an error; those before it are back then.
     #[inline(always)]
-    pub(crate) fn give(&mut self, class: &Class, start: usize, blocks: &[usize]) -> Result<usize, (usize, Misuse)> {
+    pub(super) fn give(&mut self, class: &Class, start: usize, blocks: &[usize]) -> Result<usize, (usize, Misuse)> {
         let (size, carved, stretch) = (class.size as usize, self.carved as usize, PAGE << class.order);
         let (mut hint, mut given) = (self.hint as usize, 0);
         let mut result = Ok(());
-        // Blocks to go until neighbours are looked for again.
-        let mut singly = 0;
-        while let Some(&address) = blocks.get(given) {
-            if singly == 0 {
-                if let Some(lowest) = lowest_of_group(&blocks[given..], size)
-                    && let Some(index) = self.give_group(class, lowest.wrapping_sub(start))
-                {
-                    hint = hint.min(index);
-                    given += GROUP;
-                    continue;
-                }
-                singly = GROUP;
-            }
-            singly -= 1;
+        for &address in blocks {
             let offset = address.wrapping_sub(start);
             if offset >= stretch {
                 break;
@@ -250,31 +237,68 @@ impl Slab {
         result.map(|()| given)
     }
 
-    /// Gives back [`GROUP`] blocks from `offset` on, if all are blocks in use and have their bits in one word: its number.
+    /// As [`Slab::give`]; blocks `in_order`, of which most lie side by side, [`GROUP`] at a time as far as they do. If the first
+    /// ones do not, as many go back by themselves.
+    #[inline(always)]
+    pub(crate) fn give_back(
+        &mut self,
+        class: &Class,
+        start: usize,
+        blocks: &[usize],
+        in_order: bool,
+    ) -> Result<usize, (usize, Misuse)> {
+        let mut given = 0;
+        if in_order {
+            while let Some(lowest) = lowest_of_group(&blocks[given..], class.size as usize)
+                && self.give_group(class, lowest.wrapping_sub(start))
+            {
+                given += GROUP;
+            }
+        }
+        if given > 0 {
+            return Ok(given);
+        }
+        self.give(class, start, if in_order { &blocks[..blocks.len().min(GROUP)] } else { blocks })
+    }
+
+    /// Gives back [`GROUP`] blocks from `offset` on, if all are in use and have their bits in one word; whether they are.
     ///
     /// To change the bits of a word one by one would take as long as it takes from a store to the next load, each time.
     #[inline(always)]
-    fn give_group(&mut self, class: &Class, offset: usize) -> Option<usize> {
+    fn give_group(&mut self, class: &Class, offset: usize) -> bool {
         if offset >= PAGE << class.order {
-            return None;
+            return false;
         }
         let block = class.block_at(offset);
         let (index, first) = (block / 64, block % 64);
         if block * class.size as usize != offset || block + GROUP > self.carved as usize || first + GROUP > 64 {
-            return None;
+            return false;
         }
         let set = ((1 << GROUP) - 1) << first;
         let word = self.word(index);
         if *word & set != 0 {
-            return None;
+            return false;
         }
         *word |= set;
-        Some(index)
+        self.hint = self.hint.min(index as u8);
+        self.free += GROUP as u16;
+        true
     }
 }
 
 /// So many blocks that lie side by side go back to their slab together.
 const GROUP: usize = 8;
+
+/// Whether blocks that come one after the other lie side by side, by a look at two places: so most do or few.
+#[inline(always)]
+pub(crate) fn are_in_order(class: &Class, blocks: &[usize]) -> bool {
+    let size = class.size as usize;
+    let side_by_side = |n: usize| {
+        let pair = blocks.get(n..n + 2);
+        pair.is_some_and(|pair| pair[0].wrapping_sub(pair[1]) == size || pair[1].wrapping_sub(pair[0]) == size)
+    };
+    blocks.len() >= GROUP && side_by_side(0) && side_by_side(blocks.len() / 2)
+}
 
 /// The lowest of the first [`GROUP`] blocks, if each lies right behind the one before it, or each right before it.
 #[inline(always)]
@@ -362,6 +386,20 @@ mod tests {
         assert!(sets > 100, "{sets}");
     }
 
+    /// Gives back as many as can be, in as many calls as it takes; how many, and what is wrong with the next.
+    fn give_all(slab: &mut Slab, class: &Class, start: usize, blocks: &[usize]) -> (usize, Option<(usize, Misuse)>) {
+        let before = slab.free_blocks();
+        let mut given = 0;
+        while given < blocks.len() {
+            match slab.give_back(class, start, &blocks[given..], true) {
+                Ok(more) => given += more,
+                Err(wrong) => return (slab.free_blocks() - before, Some(wrong)),
+            }
+        }
+        assert_eq!(slab.free_blocks() - before, given);
+        (given, None)
+    }
+
     /// A row of blocks, upwards or downwards, of which one is free already or is none, goes back as far as that one.
     ///
     /// Red if `give_group` does not look at the bits, nor at `carved`, or if `lowest_of_group` looks at the ends alone.
@@ -390,16 +428,17 @@ mod tests {
                 } else {
                     row.extend((first + len..first + 40).map(|block| start + block * size));
                 }
-                let mut expected = if down { Ok(len) } else { Err((row[len], Misuse::NotABlock)) };
-                let mut back = len;
+                let mut wrong = if down { None } else { Some((row[len], Misuse::NotABlock)) };
+                let (mut given, mut back) = (len, len);
                 if bad < len && free {
                     assert_eq!(slab.give(class, start, &[row[bad]]), Ok(1));
-                    (expected, back) = (Err((row[bad], Misuse::DoubleFree)), bad + 1);
+                    (wrong, given, back) = (Some((row[bad], Misuse::DoubleFree)), bad, bad + 1);
                 } else if bad < len {
                     row[bad] += 1;
-                    (expected, back) = (Err((row[bad], Misuse::NotABlock)), bad);
+                    (wrong, given, back) = (Some((row[bad], Misuse::NotABlock)), bad, bad);
                 }
-                assert_eq!(slab.give(class, start, &row), expected, "{first} {bad} {free} {down}");
+                let result = give_all(slab, class, start, &row);
+                assert_eq!(result, (given, wrong), "{first} {bad} {free} {down}");
                 let outside = class.blocks as usize - first - len;
                 assert_eq!(slab.free_blocks(), outside + back);
                 let mut taken = [0; 100];

@@ -4,7 +4,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::Ordering;
 
 use super::Slab;
-use super::bitmap::{Backing, Misuse};
+use super::bitmap::{Backing, Misuse, are_in_order};
 use super::central::{Slabs, central, run_of};
 use super::retire::{make_room, retire};
 use super::tags::{MIDDLE, TWICE, tag_of, zone_of};
@@ -186,6 +186,7 @@ fn free_to_slabs(class: usize, blocks: &[usize]) {
     let mut kept = false;
     let mut held: Option<(usize, Guard<'_, Slabs>)> = None;
     let mut rest = blocks;
+    let in_order = are_in_order(fixed, blocks);
     while let Some(&address) = rest.first() {
         let (zone, page) = zone_of(address, class);
         let slabs = match &mut held {
@@ -202,8 +203,9 @@ fn free_to_slabs(class: usize, blocks: &[usize]) {
         // descriptor of the first page of its aligned run; its central's lock is held.
         let this = unsafe { &mut *slab };
         let before = this.free_blocks();
+        let start = sys::addr(zone.address_of(first));
         // Blocks that were handed out together often come back together.
-        let given = match this.give(fixed, sys::addr(zone.address_of(first)), rest) {
+        let given = match this.give_back(fixed, start, rest, in_order) {
             Ok(given) => given,
             Err((address, Misuse::DoubleFree)) => sys::die(TWICE, address),
             Err((address, Misuse::NotABlock)) => {
