@@ -149,16 +149,16 @@ impl Slab {
             }
         }
         self.hint = index as u8;
-        while taken < wanted {
-            out[taken] = start + self.carved as usize * size;
-            self.carved += 1;
-            taken += 1;
+        let carved = self.carved as usize;
+        for (n, place) in out[taken..wanted].iter_mut().enumerate() {
+            *place = start + (carved + n) * size;
         }
-        self.free -= taken as u16;
+        self.carved += (wanted - taken) as u16;
+        self.free -= wanted as u16;
         if self.holes != 0 {
-            self.fill_holes(class, start, &out[..taken]);
+            self.fill_holes(class, start, &out[..wanted]);
         }
-        taken
+        wanted
     }
 
     /// Has all blocks looked at as if they had been handed out before, so that [`Slab::take_any`] finds them.
