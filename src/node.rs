@@ -4,9 +4,10 @@ use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
 
-use crate::size_class::class_of;
+use crate::size_class::{block_size, class_of};
+use crate::sys::tools;
 use crate::zone::{nodes, nodes_from};
-use crate::{PcpAlloc, control, heap, large, nolock, percpu, slab, sys};
+use crate::{PcpAlloc, checked, control, heap, large, nolock, percpu, slab, sys};
 
 /// Why a node gave no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,14 +46,22 @@ pub(crate) fn alloc(heap: &PcpAlloc, layout: Layout, node: usize, only: bool) ->
         percpu::reclaim();
         ask()
     });
+    let block = block.or_else(|| if checked::release_waiting() { ask() } else { None });
     block.ok_or(NodeError::OutOfMemory)
 }
 
+/// Not sampled, since whoever samples may serve another block, which is on no node: a free finds none noted.
 fn alloc_from(node: usize, layout: Layout) -> Option<NonNull<u8>> {
-    let Some(class) = class_of(layout.size(), layout.align()) else {
-        return large::alloc_on(node, layout.size(), layout.align());
+    let (size, align) = (layout.size(), layout.align());
+    let Some(class) = class_of(size, align) else {
+        let block = large::alloc_on(node, size, align)?;
+        tools::allocated(block.as_ptr(), large::usable_size(size, align), false);
+        return Some(block);
     };
     let mut block = [0];
     slab::alloc_bulk(node, class, &mut block);
-    NonNull::new(block[0] as *mut u8)
+    let block = NonNull::new(block[0] as *mut u8)?;
+    checked::hand_out(class, block);
+    tools::allocated(block.as_ptr(), block_size(class), false);
+    Some(block)
 }

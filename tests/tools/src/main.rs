@@ -58,6 +58,12 @@ fn sound() {
             GLOBAL.dealloc(block, layout(size + 1));
         }
     }
+    for size in [1, 100, 40 << 10, 1 << 20, 5 << 20] {
+        let block = GLOBAL.alloc_on_node(layout(size), 0).expect("there is memory").as_ptr();
+        // SAFETY: the block is as large.
+        unsafe { block.write_bytes(7, size) };
+        free(block, size);
+    }
     let other = std::thread::spawn(move || texts.len());
     GLOBAL.charge_nolock(layout(64), 4).expect("there is memory");
     let blocks: Vec<NonNull<u8>> = (0..64).filter_map(|_| GLOBAL.try_alloc_nolock(layout(64))).collect();
