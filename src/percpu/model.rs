@@ -1,8 +1,8 @@
 //! Stopping a CPU under loom: sections of several threads on one CPU, and whoever stops it, takes its blocks and
 //! starts it again.
 //!
-//! What is modelled is the protocol of `x86_64.rs`, `table.rs`, `drain.rs` and `capacity.rs`, written out again instruction by
-//! instruction: the sections themselves are machine code. The kernel's part is a lock, under which every instruction
+//! What is modelled is the protocol of `x86_64.rs`, `table.rs`, `drain.rs`, `capacity.rs` and `regions.rs`, written out again
+//! instruction by instruction: the sections themselves are machine code. The kernel's part is a lock, under which every instruction
 //! of the CPU's threads is executed and which says who is inside a section, or was last:
 //! - All instructions on one CPU are in one order, a switch between threads being a full barrier; so are the holders
 //!   of the lock.
@@ -37,6 +37,8 @@ enum Flaw {
     RelaxedStart,
     /// Whoever stops the CPU it runs on does so outside a section, having looked that it runs there.
     StopOutsideSection,
+    /// A new CPU can be found, and stopped, before it is started for the first time.
+    FoundBeforeStart,
 }
 
 /// Who is inside a section.
@@ -60,6 +62,9 @@ struct Seen {
     stopped: Count,
     /// Stops that found some blocks, but not those that were there to begin with.
     mixed: Count,
+    /// Whoever looked for the CPU's region and did not find it, or found it.
+    unknown: Count,
+    found: Count,
 }
 
 fn count(event: &Count) {
@@ -82,6 +87,8 @@ struct World {
     inside: Mutex<Inside>,
     /// Whoever stops the CPU holds it until the CPU is started again.
     book: Mutex<()>,
+    /// Whether the CPU's region can be found, so that somebody may take the book.
+    known: AtomicUsize,
     entry: AtomicUsize,
     top: AtomicUsize,
     limit: AtomicUsize,
@@ -111,12 +118,46 @@ impl World {
             seen: seen.clone(),
             inside: Mutex::new(Inside::Nobody),
             book: Mutex::new(()),
+            known: AtomicUsize::new(1),
             entry: AtomicUsize::new(RUNNING),
             top: AtomicUsize::new(SMALL + blocks),
             limit: AtomicUsize::new(SMALL + capacity),
             words: (0..LARGE + BLOCKS).map(|at| AtomicUsize::new(word(at))).collect(),
             contents: (0..=BLOCKS).map(|_| UnsafeCell::new(())).collect(),
         })
+    }
+
+    /// A CPU that has no stacks yet.
+    fn unborn(flaw: Flaw, seen: &std::sync::Arc<Seen>) -> Arc<World> {
+        let mut world = World::new(flaw, seen, 0, 0);
+        let parts = Arc::get_mut(&mut world).unwrap();
+        parts.known = AtomicUsize::new(0);
+        parts.entry = AtomicUsize::new(STOPPED);
+        world
+    }
+
+    /// As `create_region`, under a lock that nobody else takes.
+    fn create(&self) {
+        if self.flaw == Flaw::FoundBeforeStart {
+            self.known.store(1, Ordering::Release);
+            self.start();
+        } else {
+            self.start();
+            self.known.store(1, Ordering::Release);
+        }
+    }
+
+    /// As `region_of`.
+    fn is_known(&self) -> bool {
+        let known = self.known.load(Ordering::Acquire) == 1;
+        count(if known { &self.seen.found } else { &self.seen.unknown });
+        known
+    }
+
+    /// As `set_capacity`, from any CPU.
+    fn make_room(&self, capacity: usize) {
+        let _book = self.book.lock().unwrap();
+        self.limit.store(SMALL + capacity, Ordering::Relaxed);
     }
 
     /// The first instruction of a section.
@@ -340,6 +381,39 @@ fn grow_here(world: &World) -> Vec<usize> {
     Vec::new()
 }
 
+/// A CPU that one thread creates, while a second one, which runs there, finds it, makes room and pushes what it has, and
+/// a third one finds it and drains it.
+fn create_while_drained(flaw: Flaw) -> std::sync::Arc<Seen> {
+    let seen = std::sync::Arc::new(Seen::default());
+    let all = seen.clone();
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(4);
+    builder.check(move || {
+        let world = World::unborn(flaw, &seen);
+        let on_cpu = {
+            let world = world.clone();
+            thread::spawn(move || {
+                // Before it is known, too, the section may find it running.
+                let held = world.run(0, &[Push], vec![1, 2, 3]);
+                if !world.is_known() {
+                    return held;
+                }
+                world.make_room(BLOCKS);
+                world.run(0, &[Push, Pop], held)
+            })
+        };
+        let drainer = {
+            let world = world.clone();
+            thread::spawn(move || if world.is_known() { drain(&world) } else { Vec::new() })
+        };
+        world.create();
+        let mut held = on_cpu.join().unwrap();
+        held.extend(drainer.join().unwrap());
+        world.check(held);
+    });
+    all
+}
+
 impl Seen {
     /// Fails if the model has not come to what it is about.
     fn require(&self, events: &[&Count]) {
@@ -383,6 +457,21 @@ fn a_cpu_stopped_from_within_is_drained_without_a_fence() {
 fn a_stack_moves_while_its_cpu_is_stopped() {
     let seen = explore(3, Flaw::Nothing, 2, [&[Pop], &[Push]], [drain, grow_here]);
     seen.require(&[&seen.committed, &seen.preempted, &seen.fenced, &seen.stopped, &seen.mixed]);
+}
+
+/// A CPU gets its stacks while somebody drains every CPU there is: the start is not one that comes in the middle of a stop.
+///
+/// Positive control: `a_cpu_found_before_its_start_is_started_under_a_drain`.
+#[test]
+fn a_cpu_is_created_while_all_are_drained() {
+    let seen = create_while_drained(Flaw::Nothing);
+    seen.require(&[&seen.committed, &seen.fenced, &seen.stopped, &seen.mixed, &seen.unknown, &seen.found]);
+}
+
+#[test]
+#[should_panic]
+fn a_cpu_found_before_its_start_is_started_under_a_drain() {
+    create_while_drained(Flaw::FoundBeforeStart);
 }
 
 #[test]

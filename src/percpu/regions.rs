@@ -37,10 +37,13 @@ pub(super) fn create_region(cpu: usize) -> Option<&'static Region> {
     let region = Region::new(CPU_BUDGET)?;
     cpus::note_node_here(cpu);
     observed::join(region);
-    // Release, paired with the acquire in `region_of`.
-    REGIONS[cpu].store(region as *const Region as *mut Region, Ordering::Release);
+    // Before anybody finds the region, who might stop it, and would be undone by this. Nothing happens there until then:
+    // its stacks are empty and have no room, which is given them by whoever finds it. (Such as who observes the heap,
+    // charges a reserve or forks: they wait for the lock held here.)
     rseq::start(cpu, region);
     rseq::start_reserves(cpu, region);
+    // Release, paired with the acquire in `region_of`: whoever finds the region and stops its CPU does so after the start.
+    REGIONS[cpu].store(region as *const Region as *mut Region, Ordering::Release);
     Some(region)
 }
 
