@@ -326,7 +326,7 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
 ///
 /// ```text
 /// top = head.top; n = 0
-/// while n < blocks.len() and top < head.limit:
+/// while n < blocks.len() and top < floor.limit:   // the one in force: `observed.rs`
 ///     *top++ = blocks[n++]
 /// if n > 0: head.top = top               // commit
 /// ```
@@ -334,8 +334,8 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
 /// # Safety
 /// All are blocks of `class` that nobody uses.
 pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
-    // SAFETY: the caller's obligation.
-    unsafe { push_batch_in(table(), class, blocks) }
+    // SAFETY: the caller's obligation; the limit in force is beside the floor, in `STOPPED` too.
+    unsafe { push_batch_in(table(), class, FLOOR * 16 + 8, blocks) }
 }
 
 /// As [`push_batch`], to a class's reserve.
@@ -344,12 +344,14 @@ pub(super) unsafe fn push_batch(class: usize, blocks: &[usize]) -> usize {
 /// As for [`push_batch`].
 pub(super) unsafe fn push_reserve(class: usize, blocks: &[usize]) -> usize {
     // SAFETY: the caller's obligation.
-    unsafe { push_batch_in(&RESERVES, RESERVE + class, blocks) }
+    unsafe { push_batch_in(&RESERVES, RESERVE + class, 8, blocks) }
 }
 
+/// `limit` is where the stack's limit lies, from its header.
+///
 /// # Safety
 /// As for [`push_batch`].
-unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize {
+unsafe fn push_batch_in(table: &Table, class: usize, limit: usize, blocks: &[usize]) -> usize {
     if blocks.is_empty() {
         return 0;
     }
@@ -362,7 +364,7 @@ unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize 
             header!(),
             "ldr {c}, [{h}]
              7:
-             ldr {t}, [{h}, #8]
+             ldr {t}, [{h}, {limit}]
              cmp {c}, {t}
              b.hs 8f
              ldr {t}, [{blocks}, {n}, lsl #3]
@@ -378,6 +380,7 @@ unsafe fn push_batch_in(table: &Table, class: usize, blocks: &[usize]) -> usize 
             area = out(reg) _,
             table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
+            limit = in(reg) limit,
             blocks = in(reg) blocks.as_ptr(),
             len = in(reg) blocks.len(),
             t = out(reg) _,

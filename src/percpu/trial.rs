@@ -126,7 +126,12 @@ impl Stacks {
         self.region.headers[FLOOR + class].top.store(base.wrapping_add(words), Ordering::Relaxed);
     }
 
-    /// Top and limit of a stack.
+    /// Has [`push`] see another limit of a class's stack than the one in force, as it does while somebody observes the heap.
+    pub fn show_limit(&self, class: usize, base: *mut usize, words: usize) {
+        self.region.headers[class].limit.store(base.wrapping_add(words), Ordering::Relaxed);
+    }
+
+    /// Top and limit of a stack, that of a class as [`push`] sees it.
     pub fn ends(&self, stack: Stack) -> (*mut usize, *mut usize) {
         let header = &self.region.headers[stack.header()];
         (header.top.load(Ordering::Relaxed), header.limit.load(Ordering::Relaxed))
