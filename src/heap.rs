@@ -1,6 +1,7 @@
 //! The one heap of the process: brought up once, carried across `fork`.
 
 use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
 
 use crate::slab::{central, holes, transfer};
 use crate::zone::{META, mapping_cache, nodes};
@@ -15,8 +16,18 @@ const UP_BY_DEFAULT: u32 = 3;
 
 static STATE: AtomicU32 = AtomicU32::new(DOWN);
 
-/// The thread that brings the heap up, while one does.
+/// The thread that brings the heap up, while one does. Relaxed throughout, as is the next: a thread looks for its own number,
+/// which it has stored itself.
 static BRINGER: AtomicU32 = AtomicU32::new(0);
+/// The thread that registers the handlers for `fork`, or has.
+static HOOKER: AtomicU32 = AtomicU32::new(0);
+
+/// The process in which that thread is at it, 0 if there was none so far, or that it is done.
+static HOOKS: AtomicU32 = AtomicU32::new(0);
+const HOOKED: u32 = u32::MAX;
+
+/// The thread that holds the locks of the heap, for a `fork`. Relaxed: as above.
+static FORKER: AtomicU32 = AtomicU32::new(0);
 
 /// Brings the heap up unless it is; every slow path starts here.
 #[inline]
@@ -35,24 +46,26 @@ pub(crate) fn is_up() -> bool {
 #[cold]
 #[inline(never)]
 fn bring_up(config: &Config) {
+    let me = sys::thread_id();
+    // Acquire: as in `ensure_up`.
+    if STATE.load(Ordering::Acquire) == DOWN {
+        register_for_fork(me);
+    }
     // Relaxed: what was set is seen by the loads below.
     match STATE.compare_exchange(DOWN, COMING, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(_) => {}
         Err(UP_BY_DEFAULT) => return replace_default(config),
         Err(_) => {
-            // Relaxed: a thread that brings the heap up has stored its own number itself. It comes here if the C
-            // library allocates on its way (`dlsym` does for a name that it does not find), and is served without
-            // stacks.
-            if BRINGER.load(Ordering::Relaxed) != sys::thread_id() {
+            // A thread that brings the heap up comes here if the C library allocates on its way (`dlsym` does for a
+            // name that it does not find), and is served without stacks.
+            if BRINGER.load(Ordering::Relaxed) != me {
                 // Acquire: as in `ensure_up`.
-                while STATE.load(Ordering::Acquire) == COMING {
-                    crate::sync::spin_hint();
-                }
+                while !wait_while(|| STATE.load(Ordering::Acquire) == COMING) {}
             }
             return;
         }
     }
-    BRINGER.store(sys::thread_id(), Ordering::Relaxed);
+    BRINGER.store(me, Ordering::Relaxed);
     let own = config;
     let config = config.with_environment();
     // Before anything can be allocated: the C library may do so in what follows.
@@ -64,12 +77,58 @@ fn bring_up(config: &Config) {
     BRINGER.store(0, Ordering::Relaxed);
     let state = if cfg!(feature = "capi") && *own == Config::new() { UP_BY_DEFAULT } else { UP };
     STATE.store(state, Ordering::Release);
-    // After the heap is up: the C library may allocate here.
-    sys::at_fork(before_fork, after_fork, after_fork_in_child);
     sys::stay_loaded();
     #[cfg(feature = "profile")]
     crate::profile::start_if_wanted();
     control::arm_exit_report();
+}
+
+/// Has every `fork` from now on wait until the heap is up, and take its locks. Before the heap starts to come up, since a
+/// child without the thread that is at it would wait for ever.
+///
+/// The C library registers under a lock of its own, which every `fork` holds while it makes the process: one that is made
+/// in the middle of this finds the heap down, and registers for itself. The C library may also allocate under that lock, and
+/// the heap then comes up inside of this.
+#[cold]
+fn register_for_fork(me: u32) {
+    let process = std::process::id();
+    loop {
+        // Acquire, paired with the release below: whoever lets the heap come up does so when the handlers are there.
+        let found = HOOKS.load(Ordering::Acquire);
+        if found == HOOKED {
+            return;
+        }
+        if found == process {
+            // Not for ever: who is here may hold the lock that the other needs, in a handler of somebody else's.
+            if HOOKER.load(Ordering::Relaxed) == me || !wait_while(|| HOOKS.load(Ordering::Acquire) == process) {
+                return;
+            }
+        } else if HOOKS.compare_exchange(found, process, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            // Relaxed: what is stored says no more than who stored it.
+            HOOKER.store(me, Ordering::Relaxed);
+            sys::at_fork(before_fork, after_fork, after_fork_in_child);
+            HOOKS.store(HOOKED, Ordering::Release);
+        }
+    }
+}
+
+/// Turns of a wait before it sleeps, how long it does so each time, and how often: ten seconds in all, or more.
+const SPINS: u32 = 100;
+const NAP: Duration = Duration::from_micros(200);
+const NAPS: u32 = 50_000;
+
+/// Waits for another thread, which gets to run even if this one is more urgent; whether the wait is over.
+#[cold]
+fn wait_while(goes_on: impl Fn() -> bool) -> bool {
+    // Nobody wakes who sleeps on this.
+    static BED: AtomicU32 = AtomicU32::new(0);
+    for turn in 0..SPINS + NAPS {
+        if !goes_on() {
+            return true;
+        }
+        if turn < SPINS { crate::sync::spin_hint() } else { sys::futex_wait_for(&BED, 0, NAP) }
+    }
+    false
 }
 
 /// Puts settings in force that come after the heap, unless they are the same or others came first.
@@ -124,16 +183,38 @@ fn fork_locks(acquire: bool) {
     }
 }
 
+/// Takes the locks of a heap that is up. One that is not is about to be, as this is registered by whoever brings it up then,
+/// and which locks there are is not known before: so it is waited for, though not for ever, in case that thread waits for
+/// something that this one holds. If it is this very thread, in a signal handler, there are no locks to be taken.
 extern "C" fn before_fork() {
+    let me = sys::thread_id();
+    // Acquire: as in `ensure_up`.
+    let state = || STATE.load(Ordering::Acquire);
+    let is_mine = |state| if state == DOWN { &HOOKER } else { &BRINGER }.load(Ordering::Relaxed) == me;
+    if state() < UP && (is_mine(state()) || !wait_while(|| state() < UP)) {
+        return;
+    }
     fork_locks(true);
+    FORKER.store(me, Ordering::Relaxed);
 }
 
 extern "C" fn after_fork() {
-    fork_locks(false);
+    // Whoever has not taken the locks does not give back what another thread has taken meanwhile.
+    if FORKER.load(Ordering::Relaxed) == sys::thread_id() {
+        FORKER.store(0, Ordering::Relaxed);
+        fork_locks(false);
+    }
 }
 
 extern "C" fn after_fork_in_child() {
-    fork_locks(false);
+    if !is_up() {
+        // Forked by the thread that brings the heap up, which goes on with it here; or else nobody does, and what this one
+        // asks for is served without stacks.
+        return BRINGER.store(sys::thread_id(), Ordering::Relaxed);
+    }
+    if FORKER.swap(0, Ordering::Relaxed) != 0 {
+        fork_locks(false);
+    }
     observe::after_fork();
     checked::after_fork();
     control::after_fork();
