@@ -2,6 +2,9 @@
 //!
 //! A block of more than 32 KiB is a run whether a class serves it or not, so [`resize`] makes it longer or
 //! shorter where it lies, across the border between the two.
+//!
+//! A request for 0 bytes, which a layout may say and `GlobalAlloc` never does, is one for 1 byte of no class: a page, or
+//! a mapping if the alignment is beyond what a zone has.
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -48,9 +51,9 @@ pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> *mut u8 {
                 run.address()
             })
         }
-        _ => mapping::alloc(size, align, zeroed).or_else(|| {
+        _ => mapping::alloc(size.max(1), align, zeroed).or_else(|| {
             percpu::reclaim();
-            mapping::alloc(size, align, zeroed)
+            mapping::alloc(size.max(1), align, zeroed)
         }),
     };
     block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
@@ -104,7 +107,7 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize, align: usize) {
     match kind(size, align) {
         Kind::Run(pages) => free_run(block, pages),
         // SAFETY: the caller's obligation.
-        _ => unsafe { mapping::free(block, size) },
+        _ => unsafe { mapping::free(block, size.max(1)) },
     }
 }
 
@@ -215,7 +218,7 @@ pub(crate) fn alloc_on(node: usize, size: usize, align: usize) -> Option<NonNull
             nodes()[run.zone.node()].run_bytes.fetch_add((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
             Some(run.address())
         }
-        _ => mapping::alloc_on(node, size, align),
+        _ => mapping::alloc_on(node, size.max(1), align),
     }
 }
 
@@ -229,7 +232,7 @@ pub(crate) fn is_mapping(size: usize, align: usize) -> bool {
 pub(crate) fn usable_size(size: usize, align: usize) -> usize {
     match kind(size, align) {
         Kind::Run(pages) => (pages as usize) << PAGE_SHIFT,
-        _ => sys::round_up(size, sys::page_size()).unwrap_or(size),
+        _ => sys::round_up(size.max(1), sys::page_size()).unwrap_or(size),
     }
 }
 

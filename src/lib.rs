@@ -616,7 +616,8 @@ impl PcpAlloc {
     ///
     /// The kernel's `alloc_pages_node`. Nodes are numbered as in `/sys/devices/system/node`; where one has nothing, the
     /// nearest is asked next. The CPU's stacks, which may hold blocks of any node, are passed by: this takes a lock,
-    /// and a system call at times. The block is an ordinary one, given back by `dealloc`; its contents are arbitrary.
+    /// and a system call at times. The block is an ordinary one, given back by `dealloc`; its contents are arbitrary. A layout
+    /// of size 0 is served, too, with a page at least, and given back by the same layout.
     ///
     /// A zone asks the kernel to *prefer* its node (`MPOL_PREFERRED`), so a page that is touched for the first time
     /// while the node has no free page comes from another.

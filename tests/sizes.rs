@@ -8,8 +8,9 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::collections::VecDeque;
 
 use common::block::layout;
+use common::child::{self, Child};
 use common::{Block, HEAP, KIB, MIB, PAGE, scaled};
-use pcpalloc::PcpAlloc;
+use pcpalloc::{PcpAlloc, rcu};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -162,7 +163,7 @@ impl Drop for Dirty {
 /// alignments are not aligned.
 #[test]
 fn a_size_of_0_is_served() {
-    for shift in 0..=20 {
+    for shift in 0..=26 {
         let empty = layout(0, 1 << shift);
         // SAFETY: the trait leaves a size of 0 to the allocator; this one takes it for 1 (`large::alloc`), so what
         // it returns may be resized and freed with the same layout.
@@ -180,6 +181,41 @@ fn a_size_of_0_is_served() {
             HEAP.dealloc(blocks[2], empty);
         }
     }
+}
+
+/// What a size of 0 gets on a node has room for what a deferred free notes in it, at every alignment.
+///
+/// Red if it has none: in `alloc_on` (`src/large.rs`), change `size.max(1)` to `size`.
+#[test]
+fn a_size_of_0_on_a_node_is_served() {
+    const NAME: &str = "a_size_of_0_on_a_node_is_served";
+    child::body(NAME, |_| {
+        for shift in 0..=26 {
+            let empty = layout(0, 1 << shift);
+            for only in [false, true] {
+                for way in 0..3 {
+                    let block = if only { HEAP.alloc_on_node_only(empty, 0) } else { HEAP.alloc_on_node(empty, 0) };
+                    let block = block.expect("there is memory");
+                    assert!(block.addr().get().is_multiple_of(empty.align()));
+                    assert!(HEAP.usable_size(empty) >= PAGE);
+                    // SAFETY: a block of this layout, with room for as much, which nobody else knows, freed once.
+                    unsafe {
+                        block.write_bytes(1, HEAP.usable_size(empty));
+                        match way {
+                            0 => HEAP.dealloc(block.as_ptr(), empty),
+                            1 => HEAP.free_nolock(block, empty),
+                            _ => rcu::free(block, empty),
+                        }
+                    }
+                }
+            }
+        }
+        rcu::barrier();
+        HEAP.trim();
+        let stats = HEAP.stats();
+        assert_eq!((stats.mappings, stats.deferred), (0, 0), "{stats}");
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
 }
 
 /// Red if a refusal is not an answer: in `large::alloc` (`src/large.rs`), take the address out of `None`.
