@@ -206,27 +206,39 @@ unsafe fn realloc_slow(heap: &PcpAlloc, block: *mut u8, layout: Layout, new_size
     // SAFETY: the caller's obligation: a block of this layout, not null, and a new size that with this
     // alignment makes a layout.
     unsafe {
-        let old = NonNull::new_unchecked(block);
-        if old_size.min(new_size) > SLAB_MAX
-            && !observe::is_elsewhere(old)
-            && let Some(new) = large::resize(old, align, old_size, new_size, false)
-        {
-            if observe::is_on() {
-                observe::resized(old, new, usable_size(Layout::from_size_align_unchecked(new_size, align)));
-            }
-            if tools::are_present() {
-                let new_usable = usable_size(Layout::from_size_align_unchecked(new_size, align));
-                tools::resized(block, usable_size(layout), new.as_ptr(), new_usable);
-            }
+        let new_layout = Layout::from_size_align_unchecked(new_size, align);
+        if let Some(new) = resize_large(NonNull::new_unchecked(block), layout, new_layout, false) {
             return new.as_ptr();
         }
-        let new = heap.alloc(Layout::from_size_align_unchecked(new_size, align));
+        let new = heap.alloc(new_layout);
         if !new.is_null() {
             core::ptr::copy_nonoverlapping(block, new, old_size.min(new_size));
             heap.dealloc(block, layout);
         }
         new
     }
+}
+
+/// Resizes a block that is no slab's where it lies, or by moving page tables, and tells of it; `None` if that cannot be done,
+/// and the block is as it was. What a mapping has grown by reads as zero if `zeroed`; of runs the caller sees to that.
+///
+/// # Safety
+/// `block` is a block of layout `old`; `new` has the same alignment; after success only the new address is used.
+pub(crate) unsafe fn resize_large(block: NonNull<u8>, old: Layout, new: Layout, zeroed: bool) -> Option<NonNull<u8>> {
+    if old.size().min(new.size()) <= SLAB_MAX || observe::is_elsewhere(block) {
+        return None;
+    }
+    // SAFETY: the caller's obligation.
+    let resized = unsafe { large::resize(block, old.align(), old.size(), new.size(), zeroed) }?;
+    told_resized((block, usable_size(old)), (resized, usable_size(new)), zeroed);
+    Some(resized)
+}
+
+/// Tells clients and memory tools that a block has been resized where it lay, or by moving page tables: its place and its
+/// usable bytes, before and now. What it has grown by reads as zero if `zeroed`, or is about to.
+pub(crate) fn told_resized(old: (NonNull<u8>, usize), new: (NonNull<u8>, usize), zeroed: bool) {
+    observe::resized(old.0, new.0, new.1);
+    tools::resized(old.0.as_ptr(), old.1, new.0.as_ptr(), new.1, zeroed);
 }
 
 /// Whether boxes may be in longer blocks than their layout says.

@@ -5,11 +5,10 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
 use crate::PcpAlloc;
-use crate::alloc::usable_size;
+use crate::alloc::{resize_large, usable_size};
 use crate::large;
-use crate::observe;
 use crate::rcu::Heap;
-use crate::size_class::{SLAB_MAX, class_of};
+use crate::size_class::class_of;
 use crate::tag::Tag;
 
 /// What leads to the heap, and may want to know what comes of it.
@@ -180,14 +179,8 @@ unsafe fn grow_zeroed(handle: &impl Handle, block: NonNull<u8>, old: Layout, new
         let usable = usable_size(new);
         let in_place = if stays(old, new) {
             Some(block)
-        } else if old.align() == new.align() && old.size() > SLAB_MAX && !observe::is_elsewhere(block) {
-            let resized = large::resize(block, old.align(), old.size(), new.size(), true);
-            if let Some(resized) = resized
-                && observe::is_on()
-            {
-                observe::resized(block, resized, usable);
-            }
-            resized
+        } else if old.align() == new.align() {
+            resize_large(block, old, new, true)
         } else {
             None
         };

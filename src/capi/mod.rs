@@ -196,9 +196,7 @@ unsafe fn resize_slow(block: NonNull<u8>, found: Found, size: usize) -> *mut u8 
         if usable.min(size) > SLAB_MAX
             && let Some(new) = resize_found(block, found, ALIGN, size)
         {
-            if observe::is_on() {
-                observe::resized(block, new, found_at(new).usable());
-            }
+            alloc::told_resized((block, usable), (new, found_at(new).usable()), false);
             return new.as_ptr();
         }
         let new = allocate(size);

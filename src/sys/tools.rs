@@ -13,7 +13,7 @@ mod told {
     }
     pub(crate) fn allocated(_block: *mut u8, _size: usize, _zeroed: bool) {}
     pub(crate) fn freed(_block: *mut u8, _size: usize) {}
-    pub(crate) fn resized(_old: *mut u8, _old_size: usize, _new: *mut u8, _new_size: usize) {}
+    pub(crate) fn resized(_old: *mut u8, _old_size: usize, _new: *mut u8, _new_size: usize, _zeroed: bool) {}
     pub(crate) fn close(_start: *mut u8, _len: usize) {}
     pub(crate) fn open(_start: *mut u8, _len: usize) {}
 }
@@ -52,10 +52,11 @@ mod told {
         }
     }
 
-    /// A block has another size, and perhaps another place, with its contents.
-    pub(crate) fn resized(old: *mut u8, old_size: usize, new: *mut u8, new_size: usize) {
+    /// A block has another size, and perhaps another place, with its contents. What it has grown by is not known, or is
+    /// `zeroed`.
+    pub(crate) fn resized(old: *mut u8, old_size: usize, new: *mut u8, new_size: usize, zeroed: bool) {
         if are_present() {
-            super::valgrind::resized(old, old_size, new, new_size);
+            super::valgrind::resized(old, old_size, new, new_size, zeroed);
             super::asan::close(old, old_size);
             super::asan::open(new, new_size);
         }
@@ -126,9 +127,12 @@ mod valgrind {
         request(FREELIKE_BLOCK, [block as usize, 0, 0, 0]);
     }
 
-    pub(super) fn resized(old: *mut u8, old_size: usize, new: *mut u8, new_size: usize) {
+    pub(super) fn resized(old: *mut u8, old_size: usize, new: *mut u8, new_size: usize, zeroed: bool) {
         if old == new {
             request(RESIZEINPLACE_BLOCK, [old as usize, old_size, new_size, 0]);
+            if zeroed && new_size > old_size {
+                request(MAKE_MEM_DEFINED, [new as usize + old_size, new_size - old_size, 0, 0]);
+            }
         } else {
             freed(old);
             allocated(new, new_size, true);
@@ -155,7 +159,7 @@ mod valgrind {
     }
     pub(super) fn allocated(_block: *mut u8, _size: usize, _zeroed: bool) {}
     pub(super) fn freed(_block: *mut u8) {}
-    pub(super) fn resized(_old: *mut u8, _old_size: usize, _new: *mut u8, _new_size: usize) {}
+    pub(super) fn resized(_old: *mut u8, _old_size: usize, _new: *mut u8, _new_size: usize, _zeroed: bool) {}
     pub(super) fn close(_start: *mut u8, _len: usize) {}
     pub(super) fn open(_start: *mut u8, _len: usize) {}
 }

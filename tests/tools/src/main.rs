@@ -6,6 +6,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::ptr::NonNull;
 
+use allocator_api2::alloc::Allocator;
 use pcpalloc::{PcpAlloc, rcu};
 
 #[global_allocator]
@@ -63,6 +64,21 @@ fn sound() {
         // SAFETY: the block is as large.
         unsafe { block.write_bytes(7, size) };
         free(block, size);
+    }
+    for (size, new) in
+        [(100, 5000), (300 << 10, 400 << 10), (1 << 20, 3 << 20), (5 << 20, 6 << 20), (8 << 20, 32 << 20)]
+    {
+        // SAFETY: a block of one layout and then of the other, which is freed once; what is read lies in it.
+        unsafe {
+            let block = GLOBAL.allocate(layout(2 * new)).expect("there is memory").cast::<u8>();
+            // One that has been longer may grow where it lies.
+            let block = GLOBAL.shrink(block, layout(2 * new), layout(size)).expect("there is memory").cast::<u8>();
+            block.write_bytes(7, size);
+            let block = GLOBAL.grow_zeroed(block, layout(size), layout(new)).expect("there is memory").cast::<u8>();
+            assert!((0..new).all(|n| block.add(n).read() == if n < size { 7 } else { 0 }));
+            block.write_bytes(1, new);
+            GLOBAL.deallocate(block, layout(new));
+        }
     }
     let other = std::thread::spawn(move || texts.len());
     GLOBAL.charge_nolock(layout(64), 4).expect("there is memory");
