@@ -170,6 +170,90 @@ fn a_domain_may_be_dropped_by_its_own_call() {
     until(|| Arc::strong_count(&value) == 1);
 }
 
+/// A guard that is leaked is a section that goes on when its thread has ended: what it protects stays, and the grace period
+/// does not end.
+///
+/// Red if a thread that ends ends its sections: in `thread_exit` (`src/rcu/reader.rs`), do not ask whether the slot reads.
+#[test]
+fn a_leaked_guard_outlives_its_thread() {
+    const NAME: &str = "a_leaked_guard_outlives_its_thread";
+    struct Value(u64);
+    impl Drop for Value {
+        fn drop(&mut self) {
+            self.0 = 0xdead;
+            DROPPED.store(true, Ordering::Release);
+        }
+    }
+    static DROPPED: AtomicBool = AtomicBool::new(false);
+    if child::role().is_some() {
+        let _watchdog = Watchdog::new("a leaked guard");
+        let cell: &'static RcuCell<Value> = Box::leak(Box::new(RcuCell::new(Value(42))));
+        let reader = std::thread::spawn(|| cell.read(Box::leak(Box::new(rcu::read_lock()))));
+        let seen: &'static Value = reader.join().unwrap();
+        cell.replace(Value(43));
+        let cookie = rcu::start_poll();
+        // Threads that come now get other slots, and end theirs.
+        for _ in 0..10 {
+            std::thread::spawn(|| drop(rcu::read_lock())).join().unwrap();
+            rcu::poll_once();
+            assert!(!cookie.is_done(), "a grace period ended under a reader");
+        }
+        assert_eq!((seen.0, DROPPED.load(Ordering::Acquire)), (42, false));
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "leaks"));
+}
+
+/// A guard that a destructor of the C library's drops, when it is called for the second time, protects until then; and the
+/// section is over afterwards.
+///
+/// Red as the test above; and if the slot is given up in the first round: in `thread_exit` (`src/rcu/reader.rs`), call
+/// `own.give_up()` before `EXIT.arm`.
+#[test]
+fn a_guard_may_be_dropped_by_a_late_destructor() {
+    struct Held {
+        guard: rcu::ReadGuard,
+        cookie: rcu::Cookie,
+        rounds: usize,
+    }
+    static KEY: AtomicUsize = AtomicUsize::new(0);
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    static EARLY: AtomicBool = AtomicBool::new(false);
+    unsafe extern "C" fn late(held: *mut libc::c_void) {
+        // SAFETY: set by the thread below, or here, from a box that nobody else has.
+        let mut held = unsafe { Box::from_raw(held.cast::<Held>()) };
+        EARLY.fetch_or(held.cookie.is_done(), Ordering::Release);
+        held.rounds += 1;
+        SEEN.store(held.rounds, Ordering::Release);
+        if held.rounds < 2 {
+            let key = KEY.load(Ordering::Acquire) as libc::pthread_key_t;
+            // SAFETY: the key was created below.
+            unsafe { libc::pthread_setspecific(key, Box::into_raw(held).cast()) };
+        } else {
+            drop(held.guard);
+        }
+    }
+    let _alone = alone();
+    let _watchdog = Watchdog::new("a late destructor");
+    // Before the key is created, so that ours is the later one.
+    drop(rcu::read_lock());
+    std::thread::spawn(|| {
+        let mut key = 0;
+        // SAFETY: `key` is valid for the write, and `late` is for what the key is given.
+        unsafe {
+            assert_eq!(libc::pthread_key_create(&mut key, Some(late)), 0);
+            KEY.store(key as usize, Ordering::Release);
+            let held = Box::new(Held { guard: rcu::read_lock(), cookie: rcu::start_poll(), rounds: 0 });
+            assert_eq!(libc::pthread_setspecific(key, Box::into_raw(held).cast()), 0);
+        }
+    })
+    .join()
+    .unwrap();
+    assert_eq!(SEEN.load(Ordering::Acquire), 2);
+    assert!(!EARLY.load(Ordering::Acquire), "a grace period ended under a reader");
+    rcu::synchronize();
+}
+
 /// A stalled reader is reported once, with the id and the name of its thread, and holds up no other domain.
 ///
 /// Positive control: a stall timeout of an hour, and nothing is reported.

@@ -147,7 +147,7 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// The thread ends: another may have the slot.
+    /// The thread has ended, outside of any section, or is none of the child's of a `fork`: another may have the slot.
     pub(crate) fn give_up(&self) {
         self.state.reset();
         // Release, paired with the acquire in `Slots::take`.

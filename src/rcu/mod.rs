@@ -73,6 +73,7 @@
 //! # Limits
 //!
 //! - [`synchronize`] and whatever waits inside a section of its own domain panics: it would wait for ever.
+//! - A guard that is leaked is a section without an end, and no grace period ends any more ([`ReadGuard`]).
 //! - Sections must not be held across an `await` that may resume elsewhere: guards are not `Send`.
 //! - In the child of a `fork` only the sections of the thread that forked are left; what the parent was about
 //!   to free in that moment is not freed in the child.

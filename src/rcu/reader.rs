@@ -84,9 +84,16 @@ pub(super) fn init_exit() {
 }
 
 unsafe extern "C" fn thread_exit(slot: *mut c_void) {
-    SLOT.set(null());
     // SAFETY: armed with a slot of the default domain, which lives for ever.
-    unsafe { (*slot.cast::<Slot>()).give_up() };
+    let own = unsafe { &*slot.cast::<Slot>() };
+    if own.state.reads() {
+        // A guard is left. Another destructor may be going to drop it: looks again in the next round, if there is one. A
+        // guard that nobody drops has its section go on, in a slot that nobody else gets.
+        EXIT.arm(slot);
+        return;
+    }
+    SLOT.set(null());
+    own.give_up();
 }
 
 /// This thread's id, as the kernel counts them.
@@ -122,6 +129,11 @@ fn register() -> &'static Slot {
 /// is dropped.
 ///
 /// Belongs to the thread that made it (`!Send`); sections nest.
+///
+/// A guard that is leaked ([`forget`](core::mem::forget), [`Box::leak`]) makes a section without an end, even when its
+/// thread has ended: what it protects stays valid for good, so no grace period ends any more, nothing that is deferred is
+/// freed, and whoever waits for readers waits for ever. (In the child of a `fork` only the sections of the thread that
+/// forked are left, leaked or not.)
 #[doc(alias = "rcu_read_unlock")]
 #[must_use = "the section ends when the guard is dropped"]
 #[derive(Debug)]
@@ -134,7 +146,8 @@ pub struct ReadGuard {
 ///
 /// Two loads and a store: about a nanosecond together with its end, and neither a fence nor an atomic
 /// read-modify-write (one fence where the kernel has no `membarrier`). May be used in a signal handler once the
-/// thread has called it outside of one; the first call of a thread allocates.
+/// thread has called it outside of one; the first call of a thread allocates. A guard that is never dropped holds every
+/// grace period up for good ([`ReadGuard`]).
 ///
 /// ```
 /// use pcpalloc::rcu::{self, RcuCell};
