@@ -170,6 +170,56 @@ fn a_domain_may_be_dropped_by_its_own_call() {
     until(|| Arc::strong_count(&value) == 1);
 }
 
+/// A waker is the program's, and may do what a thread may: drain, wait for everything, defer beyond the high mark.
+///
+/// Red if wakers are woken under the lock of the batch: in `poll` and `drain` (`src/rcu/work.rs`), wake them before
+/// `drop(work)`.
+#[test]
+fn wakers_may_do_what_threads_may() {
+    const NAME: &str = "wakers_may_do_what_threads_may";
+    struct Wakes(fn(), AtomicBool);
+    impl std::task::Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            (self.0)();
+            self.1.store(true, Ordering::Release);
+        }
+    }
+    fn defer_too_much() {
+        let layout = std::alloc::Layout::from_size_align(1 << 20, 8).unwrap();
+        for _ in 0..64 {
+            // SAFETY: a block that nobody else knows.
+            unsafe { rcu::free(alloc(layout), layout) };
+        }
+    }
+    if child::role().is_some() {
+        // SAFETY: alarm has no preconditions. Whoever waits for himself is ended by it.
+        unsafe { libc::alarm(20) };
+        // All is done by this thread, so that it is known who wakes.
+        rcu::set_reclaimer(false);
+        let helps: [fn(); 2] = [rcu::barrier, || _ = rcu::poll_once()];
+        for does in [rcu::barrier, defer_too_much as fn()] {
+            for help in helps {
+                let wakes = Arc::new(Wakes(does, AtomicBool::new(false)));
+                let waker = std::task::Waker::from(wakes.clone());
+                let guard = rcu::read_lock();
+                let mut cookie = rcu::start_poll();
+                let polled = std::pin::Pin::new(&mut cookie).poll(&mut std::task::Context::from_waker(&waker));
+                assert!(polled.is_pending());
+                rcu::retire(Box::new(String::from("something to do")));
+                rcu::poll_once();
+                drop(guard);
+                // Ends what is awaited and what the batch waits for, and wakes nobody: whoever disposes of the batch does.
+                let later = rcu::start_poll();
+                until(|| later.is_done());
+                help();
+                assert!(wakes.1.load(Ordering::Acquire));
+            }
+        }
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "wakes"));
+}
+
 /// A guard that is leaked is a section that goes on when its thread has ended: what it protects stays, and the grace period
 /// does not end.
 ///

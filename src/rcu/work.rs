@@ -92,7 +92,11 @@ impl Core {
                 return Progress::Waiting;
             }
         }
-        Progress::Freed(self.dispose(&mut work, source).freed)
+        let done = self.dispose(&mut work, source);
+        // Wakers are the program's, and may defer, drain and wait.
+        drop(work);
+        self.wake_done();
+        Progress::Freed(done.freed)
     }
 
     /// As [`Core::poll`], and helps those along who await; how many objects it freed.
@@ -121,6 +125,9 @@ impl Core {
                 report.freed_bytes += done.freed_bytes;
             }
         }
+        // As in `poll`.
+        drop(work);
+        self.wake_done();
         report
     }
 
@@ -225,7 +232,8 @@ impl Core {
         }
     }
 
-    /// Frees and calls everything in the batch, whose grace period is over.
+    /// Frees and calls everything in the batch, whose grace period is over. Those who await it are woken by the caller,
+    /// who holds the lock.
     fn dispose(&self, work: &mut Work, source: &dyn BlockSource) -> RcuReport {
         // Relaxed: only this thread asks whether it is itself.
         self.disposing.store(thread_id(), Ordering::Relaxed);
@@ -274,7 +282,6 @@ impl Core {
             }
         }
         self.disposing.store(0, Ordering::Relaxed);
-        self.wake_done();
         report
     }
 
@@ -308,7 +315,7 @@ impl Core {
         !self.wakers.lock().is_empty()
     }
 
-    /// Wakes those whose grace period is over.
+    /// Wakes those whose grace period is over. What that runs is not ours, and may use the domain: no lock must be held.
     fn wake_done(&self) {
         let due: Vec<_> = {
             let mut wakers = self.wakers.lock();
