@@ -99,6 +99,11 @@ impl Core {
         }
     }
 
+    /// Whether this is the default domain.
+    pub(super) fn is_default(&self) -> bool {
+        self.percpu
+    }
+
     pub(super) fn uses_percpu(&self) -> bool {
         self.percpu && percpu::deferred_available()
     }

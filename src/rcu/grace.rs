@@ -173,12 +173,17 @@ impl GracePeriods {
     }
 
     /// In the child of a `fork`: of the readers, only the thread that forked is left. It was `before` and is `now`.
-    pub(super) fn after_fork(&self, before: u32, now: u32) {
+    ///
+    /// Slots of the default domain are for others then (`give_up`). Those of a domain of one's own stay with the number that
+    /// they are found by, which another thread will have: given up, a slot would have two owners.
+    pub(super) fn after_fork(&self, before: u32, now: u32, give_up: bool) {
         for slot in self.slots.iter() {
             if core::ptr::eq(slot, own_slot()) || slot.thread.load(Ordering::Relaxed) == before {
                 slot.thread.store(now, Ordering::Relaxed);
-            } else {
+            } else if give_up {
                 slot.give_up();
+            } else {
+                slot.state.reset();
             }
         }
     }

@@ -346,7 +346,7 @@ impl Core {
     /// In the child, after the locks have been released: the thread that forked was `before` and is `now`, and
     /// whoever else worked on a batch is gone, and with it the batch.
     pub(super) fn after_fork(&self, before: u32, now: u32) {
-        self.periods.after_fork(before, now);
+        self.periods.after_fork(before, now, self.is_default());
         self.served.store(false, Ordering::Relaxed);
         self.sleeping.store(false, Ordering::Relaxed);
         if self.disposing.load(Ordering::Relaxed) == before {
