@@ -4,7 +4,6 @@
 mod rcu_common;
 
 use std::alloc::Layout;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -121,51 +120,6 @@ fn a_child_goes_on_without_its_parents_threads() {
     rcu::barrier();
     domain.barrier();
     assert_eq!((rcu::stats().pending_pointers, domain.stats().pending_pointers), (0, 0));
-}
-
-/// In the child every thread has a slot of its own in a domain, also where a thread of the parent has left one.
-///
-/// Red if a slot has two owners: in `GracePeriods::after_fork` (`src/rcu/grace.rs`), give up every slot.
-#[test]
-fn threads_of_a_child_have_slots_of_their_own() {
-    let _alone = alone();
-    let _watchdog = Watchdog::new("slots");
-    let domain = Domain::new(Heap);
-    // As many numbers as threads have below, each with a slot in the domain.
-    let together = Barrier::new(3);
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                drop(domain.read_lock());
-                together.wait();
-            });
-        }
-    });
-    let status = in_fork(|| {
-        // Over already: who waits for it does not wait, but is asked whether he is inside a section.
-        let over = domain.start_poll();
-        over.wait();
-        let (turns, domain, over, shared) = (&Barrier::new(8), &domain, &over, &AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            for thread in 0..8 {
-                scope.spawn(move || {
-                    drop(domain.read_lock());
-                    for turn in 0..8 {
-                        let guard = (turn == thread).then(|| domain.read_lock());
-                        turns.wait();
-                        if guard.is_none() {
-                            let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| over.wait()));
-                            shared.fetch_or(asked.is_err(), Ordering::Relaxed);
-                        }
-                        turns.wait();
-                    }
-                });
-            }
-        });
-        assert!(!shared.load(Ordering::Relaxed), "a thread is taken to be in the section of another");
-        domain.synchronize();
-    });
-    assert_eq!(status, 0, "how the child ended");
 }
 
 /// The thread that forks keeps its own sections in the child, and may be in the middle of a call.

@@ -4,12 +4,12 @@
 mod rcu_common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pcpalloc::PcpAlloc;
-use pcpalloc::rcu::{self, Domain, Heap, RcuCell};
+use pcpalloc::rcu::{self, Domain, DomainGuard, Heap, RcuCell};
 use rcu_common::{Watchdog, alloc, alone, child, until};
 
 #[global_allocator]
@@ -168,6 +168,81 @@ fn a_domain_may_be_dropped_by_its_own_call() {
     domain.retire(Box::new(value.clone()));
     drop(domain);
     until(|| Arc::strong_count(&value) == 1);
+}
+
+/// A domain is used by destructors of threads that end, those of the C library's keys, too, and a guard that is left until
+/// then keeps its slot: the thread that has its number next is not taken to be inside.
+///
+/// Red if it is: in `ByThread::take` (`src/rcu/by_thread.rs`), take the slot that is there in any case.
+#[test]
+fn destructors_of_threads_may_use_a_domain() {
+    const NAME: &str = "destructors_of_threads_may_use_a_domain";
+    static DOMAIN: LazyLock<Domain<Heap>> = LazyLock::new(|| Domain::new(Heap));
+    static KEY: AtomicUsize = AtomicUsize::new(0);
+    static ROUNDS: AtomicUsize = AtomicUsize::new(0);
+    static MAY_END: AtomicBool = AtomicBool::new(false);
+    static READS_IN_DESTRUCTORS: AtomicUsize = AtomicUsize::new(0);
+
+    struct Bye;
+    impl Drop for Bye {
+        fn drop(&mut self) {
+            drop(DOMAIN.read_lock());
+            READS_IN_DESTRUCTORS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    std::thread_local!(static BYE: Bye = const { Bye });
+
+    /// Waits in the second round: the thread has given up its slot in the default domain, and its number, in the first.
+    unsafe extern "C" fn late(guard: *mut libc::c_void) {
+        if ROUNDS.fetch_add(1, Ordering::Release) == 0 {
+            // SAFETY: the key was created below.
+            unsafe { libc::pthread_setspecific(KEY.load(Ordering::Acquire) as libc::pthread_key_t, guard) };
+            return;
+        }
+        until(|| MAY_END.load(Ordering::Acquire));
+        // SAFETY: from the box below, for the only time.
+        drop(unsafe { Box::from_raw(guard.cast::<DomainGuard<'static>>()) });
+        drop(DOMAIN.read_lock());
+        READS_IN_DESTRUCTORS.fetch_add(1, Ordering::Relaxed);
+    }
+
+    if child::role().is_some() {
+        let _watchdog = Watchdog::new("destructors");
+        // First used by a destructor; and before.
+        std::thread::spawn(|| BYE.with(|_| ())).join().unwrap();
+        std::thread::spawn(|| BYE.with(|_| drop(DOMAIN.read_lock()))).join().unwrap();
+        assert_eq!(READS_IN_DESTRUCTORS.load(Ordering::Relaxed), 2);
+        let over = DOMAIN.start_poll();
+        over.wait();
+        let ends = std::thread::spawn(|| {
+            let mut key = 0;
+            // SAFETY: `key` is valid for the write, and `late` is for what the key is given.
+            unsafe {
+                assert_eq!(libc::pthread_key_create(&mut key, Some(late)), 0);
+                KEY.store(key as usize, Ordering::Release);
+                let guard = Box::into_raw(Box::new(DOMAIN.read_lock()));
+                assert_eq!(libc::pthread_setspecific(key, guard.cast()), 0);
+            }
+        });
+        until(|| ROUNDS.load(Ordering::Acquire) == 2);
+        let cookie = DOMAIN.start_poll();
+        for _ in 0..3 {
+            let over = over.clone();
+            let reader = std::thread::spawn(move || {
+                drop(DOMAIN.read_lock());
+                over.wait();
+            });
+            reader.join().expect("it is not inside a section");
+            assert!(!cookie.is_done(), "a grace period ended under a reader");
+        }
+        MAY_END.store(true, Ordering::Release);
+        ends.join().unwrap();
+        DOMAIN.synchronize();
+        assert!(cookie.is_done());
+        assert_eq!(READS_IN_DESTRUCTORS.load(Ordering::Relaxed), 3);
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "ends"));
 }
 
 /// A waker is the program's, and may do what a thread may: drain, wait for everything, defer beyond the high mark.

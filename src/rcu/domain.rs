@@ -7,12 +7,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use thread_local::ThreadLocal;
-
+use super::by_thread::ByThread;
 use super::cookie::{Cookie, CoreRef, Holder};
 use super::core::{Core, assert_outside};
 use super::epoch::Slot;
-use super::reader::{enter, thread_id};
+use super::reader::{enter, own_slot, slot_here, thread_id};
 use super::{Backlog, BlockSource, Heap, RcuHead, RcuReport, RcuStats};
 use crate::ConfigError;
 
@@ -43,16 +42,12 @@ pub struct Domain<S: BlockSource + 'static = Heap> {
 struct Inner<S: BlockSource> {
     core: Core,
     source: S,
-    /// Each thread's slot, found without a search. Belongs to the core, which is dropped with it.
-    slots: ThreadLocal<SlotRef>,
+    /// Each thread's slot. Belongs to the core, which is dropped with it.
+    slots: ByThread,
     /// The domain was dropped; what is left is for cookies, and for the reclaimer to find out. Relaxed: ordered by
     /// the announcement that follows.
     closed: AtomicBool,
 }
-
-struct SlotRef(NonNull<Slot>);
-// SAFETY: slots are made of atomics.
-unsafe impl Send for SlotRef {}
 
 impl<S: BlockSource> Holder for Inner<S> {
     fn core(&self) -> &Core {
@@ -60,21 +55,19 @@ impl<S: BlockSource> Holder for Inner<S> {
     }
 
     fn reads(&self) -> bool {
-        // SAFETY: as in `slot`.
-        self.slots.get().is_some_and(|slot| unsafe { slot.0.as_ref() }.state.reads())
+        // SAFETY: slots of the default domain live for ever.
+        let own = unsafe { own_slot().as_ref() };
+        own.and_then(|own| self.slots.get(own.number, thread_id())).is_some_and(|slot| slot.state.reads())
     }
 }
 
 impl<S: BlockSource> Inner<S> {
     fn slot(&self) -> &Slot {
-        let slot = self.slots.get_or(|| SlotRef(NonNull::from(self.core.periods.slots.take(thread_id()))));
-        // SAFETY: slots live as long as the core.
-        let slot = unsafe { slot.0.as_ref() };
-        // A thread finds the slot of one that has ended, as `thread_local` has it.
-        if slot.thread.load(Ordering::Relaxed) != thread_id() {
-            slot.thread.store(thread_id(), Ordering::Relaxed);
+        let (number, thread) = (slot_here().number, thread_id());
+        match self.slots.get(number, thread) {
+            Some(slot) => slot,
+            None => self.slots.take(number, thread, &self.core.periods.slots),
         }
-        slot
     }
 }
 
@@ -118,7 +111,7 @@ impl<S: BlockSource> Domain<S> {
     #[doc(alias = "init_srcu_struct")]
     pub fn new(source: S) -> Self {
         super::default::default_domain();
-        let (core, slots, closed) = (Core::new(false), ThreadLocal::new(), AtomicBool::new(false));
+        let (core, slots, closed) = (Core::new(false), ByThread::new(), AtomicBool::new(false));
         let inner = Arc::new(Inner { core, source, slots, closed });
         super::fork::enlist(&inner.core);
         Domain { inner }

@@ -12,7 +12,7 @@ const NEST_BITS: u32 = 16;
 const NEST_MASK: u64 = (1 << NEST_BITS) - 1;
 
 /// What a thread announces: `(grace period << 16) + depth`; depth 0 means that it does not read. Written by its
-/// thread alone, and by signal handlers on it, which leave it as they found it.
+/// thread alone, whose it is until it is given up and not read in any more, and by signal handlers on it, which leave it as they found it.
 ///
 /// Every store is a release, paired with the acquire in [`State::is_past`]: whatever the thread read in sections
 /// that the value says are over, it has read before. (On x86-64 a release costs nothing.)
@@ -53,7 +53,9 @@ impl State {
 
     /// Whether the thread is inside a section.
     pub(crate) fn reads(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & NEST_MASK != 0
+        // Acquire, paired with the release in `leave`: what another thread has read here it has read before whatever this
+        // one announces, should it take the slot over.
+        self.0.load(Ordering::Acquire) & NEST_MASK != 0
     }
 
     /// Whether the thread is not inside a section that began before grace period `number`.
@@ -141,15 +143,16 @@ impl Periods {
 pub(crate) struct Slot {
     pub(crate) state: State,
     taken: AtomicBool,
-    /// Whose it is. Relaxed: for reports.
+    /// Whose it is. Relaxed: for reports, and to tell threads apart that had a number one after the other (`by_thread.rs`).
     pub(crate) thread: AtomicU32,
+    /// What no other slot of the domain has: counted from 0.
+    pub(crate) number: u32,
     next: AtomicPtr<Slot>,
 }
 
 impl Slot {
-    /// The thread has ended, outside of any section, or is none of the child's of a `fork`: another may have the slot.
+    /// The thread begins no section here any more: another may have the slot, as soon as it is not read in.
     pub(crate) fn give_up(&self) {
-        self.state.reset();
         // Release, paired with the acquire in `Slots::take`.
         self.taken.store(false, Ordering::Release);
     }
@@ -158,17 +161,19 @@ impl Slot {
 /// The slots of a domain.
 pub(crate) struct Slots {
     first: AtomicPtr<Slot>,
+    /// How many there are. Relaxed: each number is drawn once.
+    made: AtomicU32,
 }
 
 impl Slots {
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Slots {
-        Slots { first: AtomicPtr::new(null_mut()) }
+        Slots { first: AtomicPtr::new(null_mut()), made: AtomicU32::new(0) }
     }
 
     #[cfg(loom)]
     pub(crate) fn new() -> Slots {
-        Slots { first: AtomicPtr::new(null_mut()) }
+        Slots { first: AtomicPtr::new(null_mut()), made: AtomicU32::new(0) }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
@@ -181,8 +186,14 @@ impl Slots {
     /// A slot for a thread: one that another thread left, or a new one.
     pub(crate) fn take(&self, thread: u32) -> &Slot {
         let left = self.iter().find(|slot| {
-            // Acquire, paired with the release in `give_up`.
-            slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            // Acquire, paired with the release in `give_up`: whatever section its last owner began is seen.
+            let taken = slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
+            let reads = taken && slot.state.reads();
+            if reads {
+                // A guard is left that is dropped later, if ever.
+                slot.give_up();
+            }
+            taken && !reads
         });
         if let Some(slot) = left {
             slot.thread.store(thread, Ordering::Relaxed);
@@ -192,6 +203,7 @@ impl Slots {
             state: State::new(),
             taken: AtomicBool::new(true),
             thread: AtomicU32::new(thread),
+            number: self.made.fetch_add(1, Ordering::Relaxed),
             next: AtomicPtr::new(null_mut()),
         }));
         let mut first = self.first.load(Ordering::Relaxed);

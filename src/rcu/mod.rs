@@ -80,6 +80,7 @@
 //! - What waits when the process ends is not freed; leak checkers want [`drain`] first.
 //! - Not for data that changes as often as it is read, and not where memory must be free at once.
 
+mod by_thread;
 mod cell;
 mod cookie;
 mod core;

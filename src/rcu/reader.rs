@@ -117,6 +117,16 @@ pub(super) fn own_slot() -> *const Slot {
     SLOT.get()
 }
 
+/// This thread's slot in the default domain, which it gets if it has none.
+#[inline(always)]
+pub(super) fn slot_here() -> &'static Slot {
+    // SAFETY: slots of the default domain live for ever.
+    match unsafe { SLOT.get().as_ref() } {
+        Some(slot) => slot,
+        None => register(),
+    }
+}
+
 #[cold]
 fn register() -> &'static Slot {
     let slot = default_domain().periods.slots.take(thread_id());
@@ -163,11 +173,7 @@ pub struct ReadGuard {
 #[doc(alias = "pin")]
 #[inline(always)]
 pub fn read_lock() -> ReadGuard {
-    // SAFETY: slots of the default domain live for ever.
-    let slot = match unsafe { SLOT.get().as_ref() } {
-        Some(slot) => slot,
-        None => register(),
-    };
+    let slot = slot_here();
     enter(slot, &DEFAULT.periods.numbers);
     ReadGuard { slot, _not_send: PhantomData }
 }
