@@ -4,12 +4,13 @@
 mod rcu_common;
 
 use std::alloc::Layout;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pcpalloc::PcpAlloc;
 use pcpalloc::rcu::{self, Backlog, Domain, Heap, RcuCell};
-use rcu_common::{Watchdog, alloc, alone, scaled, until};
+use rcu_common::{Watchdog, alloc, alone, child, scaled, until};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -120,6 +121,55 @@ fn a_child_goes_on_without_its_parents_threads() {
     rcu::barrier();
     domain.barrier();
     assert_eq!((rcu::stats().pending_pointers, domain.stats().pending_pointers), (0, 0));
+}
+
+/// What waits at a `fork`, or is deferred in the child, few as it may be, is freed there: the first deferral starts a reclaimer.
+///
+/// Red if it goes into a page that nobody looks after: in `Core::after_fork` (`src/rcu/work.rs`), do not call
+/// `seal_in_child`; or in that, leave the pages on the CPUs, or `armed` as it is.
+#[test]
+fn what_a_child_defers_is_freed() {
+    const NAME: &str = "what_a_child_defers_is_freed";
+    if child::role().is_some() {
+        let _watchdog = Watchdog::new("a child's deferrals");
+        // SAFETY: zeroes are an empty set, and the set is valid for the calls.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
+            assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
+        }
+        // A page fills here, and the parent's reclaimer looks after it.
+        free_one();
+        until(|| rcu::stats().pending_pointers == 0);
+        let freed = || {
+            free_one();
+            until(|| rcu::stats().pending_pointers == 0);
+        };
+        assert_eq!(in_fork(freed), 0, "how the child ended");
+        let (begun, ended) = (Barrier::new(2), Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _section = rcu::read_lock();
+                begun.wait();
+                ended.wait();
+            });
+            begun.wait();
+            (0..10).for_each(|_| free_one());
+            rcu::retire(Box::new(String::from("waits on the chain")));
+            let status = in_fork(|| {
+                assert_eq!(rcu::stats().pending_pointers, 11);
+                freed();
+                assert_eq!(rcu::stats().pending_bytes, 0);
+            });
+            assert_eq!(status, 0, "how the child ended");
+            ended.wait();
+        });
+        rcu::barrier();
+        assert_eq!((rcu::stats().pending_pointers, rcu::stats().pending_bytes), (0, 0));
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "defers"));
+    child::assert_passed(&child::run_without_rseq(NAME, "defers"));
 }
 
 /// The thread that forks keeps its own sections in the child, and may be in the middle of a call.

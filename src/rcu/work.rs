@@ -21,7 +21,7 @@ use super::gather::Gather;
 use super::head::{Queued, RcuHead};
 use super::page::PointerPage;
 use super::reader::thread_id;
-use super::{BlockSource, RcuReport};
+use super::{BlockSource, Heap, RcuReport};
 use crate::percpu::{self, Array};
 
 /// How old a part-filled page may get, and how often one looks.
@@ -347,6 +347,7 @@ impl Core {
     /// whoever else worked on a batch is gone, and with it the batch.
     pub(super) fn after_fork(&self, before: u32, now: u32) {
         self.periods.after_fork(before, now, self.is_default());
+        self.seal_in_child();
         self.served.store(false, Ordering::Relaxed);
         self.sleeping.store(false, Ordering::Relaxed);
         if self.disposing.load(Ordering::Relaxed) == before {
@@ -377,6 +378,35 @@ impl Core {
             core::mem::forget(core::mem::replace(work, Work::new()));
             count(work);
         });
+    }
+
+    /// Seals what fills, whose reclaimer is gone, and leaves no page to which anything could be added unnoticed: the next
+    /// deferral takes the slow path, and has a reclaimer started. It starts none itself, in the handler of a `fork`, and
+    /// waits for nobody, since there is nobody else.
+    fn seal_in_child(&self) {
+        // Relaxed: this thread is alone.
+        self.armed.store(false, Ordering::Relaxed);
+        {
+            let mut current = self.current.lock();
+            // SAFETY: used under the lock only, which is held.
+            if unsafe { current.0.as_ref() }.is_some_and(|page| page.len > 0)
+                && let Some(filled) = NonNull::new(core::mem::replace(&mut current.0, null_mut()))
+            {
+                _ = self.enqueue(filled);
+            }
+        }
+        if !self.uses_percpu() {
+            return;
+        }
+        for cpu in 0..percpu::cpus() {
+            if percpu::deferred_count(cpu).is_some()
+                && let Some(Some(Enqueued::Empty(page))) =
+                    percpu::exchange_on(cpu, Array::none(), |array| self.enqueue_array(array))
+            {
+                // The domain that has the CPUs' stacks has its pages from the heap.
+                self.pool.put(page, &Heap);
+            }
+        }
     }
 }
 
