@@ -245,6 +245,36 @@ fn destructors_of_threads_may_use_a_domain() {
     child::assert_passed(&child::run_plain(NAME, "ends"));
 }
 
+/// A value of no size is dropped after a grace period, as any other, by the default domain and by others.
+///
+/// Red if it is dropped at once: in `retire_box` (`src/rcu/linked.rs`), `drop(value)` and return if the size is 0.
+#[test]
+fn values_of_no_size_wait_for_readers() {
+    struct Token;
+    impl Drop for Token {
+        fn drop(&mut self) {
+            DROPS.fetch_add(1, Ordering::Release);
+        }
+    }
+    static DROPS: AtomicUsize = AtomicUsize::new(0);
+    let _alone = alone();
+    let _watchdog = Watchdog::new("values of no size");
+    let domain = Domain::new(Heap);
+    let guards = (rcu::read_lock(), domain.read_lock());
+    rcu::retire(Box::new(Token));
+    domain.retire(Box::new(Token));
+    // Nothing to do for these.
+    rcu::retire(Box::new(()));
+    domain.retire(Box::new([0u64; 0]));
+    rcu::poll_once();
+    domain.poll_once();
+    assert_eq!(DROPS.load(Ordering::Acquire), 0, "dropped under a reader");
+    drop(guards);
+    rcu::barrier();
+    domain.barrier();
+    until(|| DROPS.load(Ordering::Acquire) == 2);
+}
+
 /// A waker is the program's, and may do what a thread may: drain, wait for everything, defer beyond the high mark.
 ///
 /// Red if wakers are woken under the lock of the batch: in `poll` and `drain` (`src/rcu/work.rs`), wake them before

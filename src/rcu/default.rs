@@ -239,7 +239,10 @@ pub unsafe fn call(head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
 ///
 /// Without a destructor to run, about as cheap as [`free`]; with one, an allocation and a [`call`]. A panic in the
 /// destructor is contained. What counts against the [`Backlog`] is the box, not what the value owns besides. May wait
-/// as [`free`] does. Boxes may come from any global allocator.
+/// as [`free`] does.
+///
+/// Boxes may come from any global allocator. One that is in a block of this heap as its layout asks for is given back to
+/// the heap, past an allocator that only counts, say, on its way to it; all others to the global allocator.
 ///
 /// ```
 /// use pcpalloc::rcu;

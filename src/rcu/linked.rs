@@ -5,6 +5,8 @@ use core::ptr::NonNull;
 
 use super::core::Core;
 use super::{BlockSource, RcuHead};
+use crate::size_class::class_of;
+use crate::slab::is_place_of;
 
 /// A value with room for what its deferred drop has to note, so that deferring it allocates nothing.
 #[repr(C)]
@@ -19,13 +21,15 @@ impl<T> Linked<T> {
     }
 }
 
-/// Whether what a box pointed to needs no more than to be freed: a value without a destructor, in a block of this
-/// heap, as long as the value is. (Boxes come from the global allocator, which may be another, or add something to each.)
+/// Whether what a box pointed to needs no more than to be freed: a value without a destructor, in a block of this heap of
+/// just the class that is asked for a value of its layout.
+///
+/// Boxes come from the global allocator, which may be another, or put something in front of each, or behind. What no class
+/// serves has a call made for it, which is a note as a deferred free of such a block has, too.
 #[inline]
 pub(super) fn is_plain<T>(value: NonNull<T>) -> bool {
     !core::mem::needs_drop::<T>()
-        && size_of::<T>() > 0
-        && crate::slab::tag_at(value.cast()).is_some()
+        && class_of(size_of::<T>(), align_of::<T>()).is_some_and(|class| is_place_of(value.cast(), class))
         && crate::alloc::boxes_are_exact()
 }
 
@@ -43,8 +47,8 @@ pub(super) fn retire_on<T: Send + 'static>(core: &Core, value: Box<T>, source: &
 
 /// Has a box dropped after a grace period, by a call.
 pub(super) fn retire_box<T: Send + 'static>(core: &Core, value: Box<T>, source: &dyn BlockSource, reads: bool) {
-    if size_of::<T>() == 0 {
-        return drop(value);
+    if size_of::<T>() == 0 && !core::mem::needs_drop::<T>() {
+        return;
     }
     let linked = NonNull::from(Box::leak(Box::new(Linked::new(value))));
     // SAFETY: leaked just now, and nobody else knows it.

@@ -23,4 +23,4 @@ pub(crate) use bulk::{account_run, alloc_bulk, alloc_bulk_counted, free_bulk};
 pub(crate) use central::central;
 #[cfg(feature = "debug")]
 pub(crate) use guard::pages as guard_pages;
-pub(crate) use tags::{MIDDLE, NOT_IN_USE, TWICE, class_of_tag, node_of, tag_at, tag_of, zone_of};
+pub(crate) use tags::{MIDDLE, NOT_IN_USE, TWICE, class_of_tag, is_place_of, node_of, tag_at, tag_of, zone_of};

@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use crate::size_class::CLASSES;
+use crate::size_class::{CLASS, CLASSES, PAGE};
 use crate::sys;
 use crate::zone::{TAG_RUN, Zone, nodes};
 
@@ -58,4 +58,16 @@ pub(crate) fn tag_at(block: NonNull<u8>) -> Option<(&'static Zone, u32, u8)> {
     let zone = Zone::lookup(address)?;
     let page = Zone::page_of(address);
     Some((zone, page, zone.tag(page)))
+}
+
+/// Whether a block of `class`, and of no other, begins at this address, if any that is in use does.
+#[inline]
+pub(crate) fn is_place_of(block: NonNull<u8>, class: usize) -> bool {
+    let fixed = &CLASS[class];
+    // Slabs lie in aligned stretches of their zones, which are aligned to more. Of a run of one block only the first page has
+    // the tag.
+    let stretch = if fixed.is_run() { PAGE } else { PAGE << fixed.order };
+    let offset = sys::addr(block) & (stretch - 1);
+    tag_at(block).is_some_and(|(_, _, tag)| tag == tag_of(class))
+        && fixed.block_at(offset) * fixed.size as usize == offset
 }
