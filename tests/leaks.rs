@@ -5,10 +5,11 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::child::{Child, Outcome, body};
 use common::kernel::Kernel;
-use common::{HEAP, KIB, MIB, on_threads};
+use common::{HEAP, KIB, MIB, cpus, on_cpu, on_threads};
 use pcpalloc::{Leaks, PcpAlloc, rcu};
 
 #[global_allocator]
@@ -109,6 +110,61 @@ fn a_reader_does_not_hold_the_report_up() {
     });
     Child::new(TEST, "").run().succeeded();
     Child::new(TEST, "").kernel(Kernel::WithoutRseq(libc::ENOSYS)).run().succeeded();
+}
+
+/// When a deferred call runs, the blocks that waited with it are free.
+///
+/// Red if they wait for the call: in `Core::dispose` (`src/rcu/work.rs`), move the end of `free_blocks` (from
+/// `work.gather.free()` on) behind the loop that makes the calls.
+#[test]
+fn a_call_sees_what_waited_with_it_free() {
+    const TEST: &str = "a_call_sees_what_waited_with_it_free";
+    static IN_USE: AtomicUsize = AtomicUsize::new(0);
+    static WAITING: AtomicUsize = AtomicUsize::new(0);
+    fn in_use() -> usize {
+        let stats = HEAP.stats();
+        stats.in_use - stats.deferred
+    }
+    unsafe fn nothing(_: NonNull<rcu::RcuHead>) {}
+    unsafe fn look(_: NonNull<rcu::RcuHead>) {
+        IN_USE.store(in_use(), Ordering::Relaxed);
+        WAITING.store(rcu::stats().pending_pointers, Ordering::Relaxed);
+    }
+    body(TEST, |_| {
+        rcu::set_reclaimer(false);
+        let free = |size| {
+            let layout = Layout::from_size_align(size, 8).expect("a layout");
+            // SAFETY: a block of the heap that nobody else knows of.
+            unsafe { rcu::free(NonNull::new(GLOBAL.alloc(layout)).expect("memory"), layout) };
+        };
+        let defer = || {
+            // Nothing is worked off in here.
+            let _section = rcu::read_lock();
+            // A page that fills; and more calls than go onto the chain.
+            free(64);
+            for n in 0..65 {
+                let head = NonNull::from(Box::leak(Box::new(rcu::RcuHead::new())));
+                // SAFETY: the head is never freed, and the functions look at the heap at most.
+                unsafe { rcu::call(head, if n < 64 { nothing } else { look }) };
+            }
+            (0..2000).for_each(|n| free(64 * (1 + n % 64)));
+        };
+        on_cpu(cpus()[0], || {
+            defer();
+            rcu::barrier();
+            defer();
+            let before = rcu::stats();
+            rcu::barrier();
+            let after = rcu::stats();
+            assert_eq!((before.pending_pointers, after.pending_pointers, after.pending_bytes), (2001 + 65, 0, 0));
+            assert_eq!((after.freed - before.freed, after.called - before.called), (2001, 65));
+            let (seen, now) = (IN_USE.load(Ordering::Relaxed), in_use());
+            assert!(seen.abs_diff(now) < 32 * KIB, "{seen} in use in the call, {now} afterwards");
+            // This call itself, and those on the chain.
+            assert!(WAITING.load(Ordering::Relaxed) <= 65, "{} wait", WAITING.load(Ordering::Relaxed));
+        });
+    });
+    Child::new(TEST, "").run().succeeded();
 }
 
 fn at_exit(test: &str, settings: &str) -> Outcome {

@@ -19,11 +19,15 @@ const WAITING: usize = {
 };
 
 /// Batches that fill, by node and class: the kernel's `mmu_gather`, for blocks.
-pub(super) struct Gather([[Option<BatchBox>; WAITING]; sys::MAX_NODES]);
+pub(super) struct Gather {
+    batches: [[Option<BatchBox>; WAITING]; sys::MAX_NODES],
+    /// Blocks that are free since somebody asked, and their bytes.
+    freed: (usize, usize),
+}
 
 impl Gather {
     pub(super) const fn new() -> Gather {
-        Gather([const { [const { None }; WAITING] }; sys::MAX_NODES])
+        Gather { batches: [const { [const { None }; WAITING] }; sys::MAX_NODES], freed: (0, 0) }
     }
 
     /// Takes a block that no reader is left of. One that makes a batch whole goes with it to the CPUs of its node, the
@@ -31,18 +35,20 @@ impl Gather {
     pub(super) fn add(&mut self, class: usize, address: usize) {
         let block = address as *mut u8;
         if observe::is_on() && observe::freed(block) {
-            return;
+            return self.note_freed(class, 1);
         }
         if tools::are_present() {
             tools::freed(block, block_size(class));
         }
         if checked::is_on() {
+            self.note_freed(class, 1);
             // SAFETY: a block of the class that no reader is left of, looked at as any that is freed.
             return unsafe { checked::free(class, block) };
         }
         let node = slab::node_of(address, class);
-        let filling = &mut self.0[node][class];
+        let filling = &mut self.batches[node][class];
         let Some(mut batch) = filling.take().or_else(BatchBox::new) else {
+            self.note_freed(class, 1);
             return slab::free_bulk(class, &[address]);
         };
         let len = batch.len() + 1;
@@ -51,20 +57,33 @@ impl Gather {
         if len < CLASS[class].batch as usize {
             *filling = Some(batch);
         } else {
+            self.note_freed(class, len);
             pass_on(node, class, batch);
         }
+    }
+
+    fn note_freed(&mut self, class: usize, blocks: usize) {
+        self.freed.0 += blocks;
+        self.freed.1 += blocks * block_size(class);
+    }
+
+    /// How many of the blocks it has taken are free that were not when it was last asked, and their bytes.
+    pub(super) fn take_freed(&mut self) -> (usize, usize) {
+        core::mem::take(&mut self.freed)
     }
 
     /// Frees what has not made a whole batch: as the program itself would, or if it is another node's, to that.
     pub(super) fn free(&mut self) {
         let here = percpu::node_here();
-        for (node, classes) in self.0.iter_mut().enumerate() {
-            for (class, filling) in classes.iter_mut().enumerate() {
-                match filling.take() {
+        for node in 0..sys::MAX_NODES {
+            for class in 0..WAITING {
+                let Some(mut batch) = self.batches[node][class].take() else { continue };
+                self.note_freed(class, batch.len());
+                if node == here {
                     // SAFETY: blocks of the class that no reader is left of.
-                    Some(mut batch) if node == here => unsafe { percpu::free_batch(class, batch.blocks()) },
-                    Some(batch) => pass_on(node, class, batch),
-                    None => {}
+                    unsafe { percpu::free_batch(class, batch.blocks()) };
+                } else {
+                    pass_on(node, class, batch);
                 }
             }
         }

@@ -93,15 +93,28 @@ impl PointerPage {
         room
     }
 
-    /// Empties the page: blocks go to `gather`, and each call is made by `call`.
-    pub(super) fn take_all(&mut self, gather: &mut Gather, mut call: impl FnMut(NonNull<RcuHead>)) {
-        for &entry in &self.entries[..self.len] {
-            match (class_of_entry(entry), entry & ADDRESS_MASK) {
-                (CALL, address) => call(head_of(address)),
-                (class, address) => gather.add(class, address),
+    /// Takes the blocks out, for `gather`; calls stay.
+    pub(super) fn take_blocks(&mut self, gather: &mut Gather) {
+        let (mut calls, mut bytes) = (0, 0);
+        for n in 0..self.len {
+            let entry = self.entries[n];
+            match class_of_entry(entry) {
+                CALL => {
+                    self.entries[calls] = entry;
+                    calls += 1;
+                    bytes += bytes_of(entry);
+                }
+                class => gather.add(class, entry & ADDRESS_MASK),
             }
         }
-        self.len = 0;
-        self.bytes = 0;
+        (self.len, self.bytes) = (calls, bytes);
+    }
+
+    /// Takes out what is left when the blocks are gone: `call` gets each call's head, and the bytes noted in it.
+    pub(super) fn take_calls(&mut self, mut call: impl FnMut(NonNull<RcuHead>, usize)) {
+        for &entry in &self.entries[..self.len] {
+            call(head_of(entry & ADDRESS_MASK), bytes_of(entry));
+        }
+        (self.len, self.bytes) = (0, 0);
     }
 }

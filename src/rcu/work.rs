@@ -239,27 +239,21 @@ impl Core {
         self.disposing.store(thread_id(), Ordering::Relaxed);
         self.hurry.store(false, Ordering::Relaxed);
         let mut report = RcuReport::default();
+        self.free_blocks(work, source, &mut report);
+        // Calls are the program's and may take their time: by now nothing is in our hands that somebody could miss.
         while let Some(mut first) = NonNull::new(work.pages) {
             // SAFETY: the batch's own, and nobody else refers to it.
             let page = unsafe { first.as_mut() };
             work.pages = page.next;
-            let (len, bytes) = (page.len, page.bytes);
-            let mut calls = 0;
-            page.take_all(&mut work.gather, |head| {
+            page.take_calls(|head, bytes| {
                 // SAFETY: a call was noted in the head before its word was made, the page is emptied once, and no reader
                 // is left. The function is read before it is called, and the head not looked at afterwards.
                 unsafe { call(head, RcuHead::call_func(head)) };
-                calls += 1;
+                self.counters.called.fetch_add(1, Ordering::Relaxed);
+                self.note_done(1, bytes, &mut report);
             });
-            self.counters.called.fetch_add(calls, Ordering::Relaxed);
-            self.counters.freed.fetch_add(len - calls, Ordering::Relaxed);
-            self.pointers.fetch_sub(len, Ordering::Relaxed);
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            report.freed += len;
-            report.freed_bytes += bytes;
             self.pool.put(first, source);
         }
-        work.gather.free();
         while let Some(queued) = self.chain.split_first(&mut work.chain) {
             report.freed += 1;
             match queued {
@@ -283,6 +277,41 @@ impl Core {
         }
         self.disposing.store(0, Ordering::Relaxed);
         report
+    }
+
+    /// Frees the blocks in the batch's pages, gathered over all of them; of the pages those stay that have calls in them.
+    fn free_blocks(&self, work: &mut Work, source: &dyn BlockSource, report: &mut RcuReport) {
+        let mut pages = core::mem::replace(&mut work.pages, null_mut());
+        while let Some(mut first) = NonNull::new(pages) {
+            // SAFETY: the batch's own, and nobody else refers to it.
+            let page = unsafe { first.as_mut() };
+            pages = page.next;
+            page.take_blocks(&mut work.gather);
+            if page.len > 0 {
+                page.next = work.pages;
+                work.pages = first.as_ptr();
+            } else {
+                self.pool.put(first, source);
+            }
+            self.note_freed(&mut work.gather, report);
+        }
+        work.gather.free();
+        self.note_freed(&mut work.gather, report);
+    }
+
+    /// Counts what has been gathered and is free; what is not yet still waits.
+    fn note_freed(&self, gather: &mut Gather, report: &mut RcuReport) {
+        let (len, bytes) = gather.take_freed();
+        self.counters.freed.fetch_add(len, Ordering::Relaxed);
+        self.note_done(len, bytes, report);
+    }
+
+    /// So much does not wait in pages any more.
+    fn note_done(&self, len: usize, bytes: usize, report: &mut RcuReport) {
+        self.pointers.fetch_sub(len, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        report.freed += len;
+        report.freed_bytes += bytes;
     }
 
     // --- who awaits ----------------------------------------------------------------------------------------
