@@ -126,10 +126,16 @@ impl Core {
         self.bytes.load(Ordering::Relaxed) + self.chain.bytes.load(Ordering::Relaxed)
     }
 
+    /// Pointers in the page that fills where there are no per-CPU stacks, and their bytes.
+    fn in_current(&self) -> (usize, usize) {
+        let current = self.current.lock();
+        // SAFETY: the page is used under the lock only, which is held until this function returns.
+        unsafe { current.0.as_ref() }.map_or((0, 0), |page| (page.len, page.bytes))
+    }
+
     /// Bytes that wait in pages which still fill. It looks at every pointer of them: for statistics.
     pub(super) fn filling_bytes(&self) -> usize {
-        // SAFETY: the page is used under the lock only, which is held.
-        let mut filling = unsafe { self.current.lock().0.as_ref() }.map_or(0, |block| block.bytes);
+        let (_, mut filling) = self.in_current();
         if self.uses_percpu() {
             // Calls wait until this has returned, so their heads are what they were noted as.
             percpu::each_deferred(|word| filling += bytes_of(word));
@@ -144,8 +150,7 @@ impl Core {
 
     /// Pointers that wait, in pages sealed or not and on the chain.
     pub(super) fn pending_pointers(&self) -> usize {
-        // SAFETY: the page is used under the lock only, which is held.
-        let mut filling = unsafe { self.current.lock().0.as_ref() }.map_or(0, |page| page.len);
+        let (mut filling, _) = self.in_current();
         if self.uses_percpu() {
             filling += (0..percpu::cpus()).filter_map(percpu::deferred_count).sum::<usize>();
         }
