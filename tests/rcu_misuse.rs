@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pcpalloc::PcpAlloc;
-use pcpalloc::rcu::{self, Domain, DomainGuard, Heap, RcuCell};
+use pcpalloc::rcu::{self, Domain, DomainGuard, Heap, RcuCell, RcuHead};
 use rcu_common::{Watchdog, alloc, alone, child, until};
 
 #[global_allocator]
@@ -273,6 +273,39 @@ fn values_of_no_size_wait_for_readers() {
     rcu::barrier();
     domain.barrier();
     until(|| DROPS.load(Ordering::Acquire) == 2);
+}
+
+/// What calls are known to free is reported alike, whether they waited on the chain or, when there are many, in pages.
+///
+/// Red if it is not: in `Core::dispose` (`src/rcu/work.rs`), leave out `report.freed_bytes += bytes` for `Queued::Call`.
+#[test]
+fn bytes_of_calls_are_reported() {
+    const NAME: &str = "bytes_of_calls_are_reported";
+    if child::role().is_some() {
+        let _watchdog = Watchdog::new("bytes");
+        rcu::set_reclaimer(false);
+        for count in [1, 10, 1000] {
+            let guard = rcu::read_lock();
+            (0..count).for_each(|n| rcu::retire(Box::new((n, String::new()))));
+            let pending = rcu::stats();
+            drop(guard);
+            let report = rcu::drain();
+            let each = size_of::<(usize, String)>() + size_of::<RcuHead>() + size_of::<Box<(usize, String)>>();
+            assert_eq!((pending.pending_pointers, report.freed), (count, count));
+            assert_eq!(report.freed_bytes, count * each);
+        }
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "reports"));
+    child::assert_passed(&child::run_without_rseq(NAME, "reports"));
+}
+
+/// A head says nothing of what is noted in it, which another thread may be writing.
+///
+/// Red if it does: derive `Debug` for `RcuHead` (`src/rcu/head.rs`).
+#[test]
+fn heads_are_not_looked_into() {
+    assert_eq!(format!("{:?}", RcuHead::new()), "RcuHead { .. }");
 }
 
 /// A waker is the program's, and may do what a thread may: drain, wait for everything, defer beyond the high mark.

@@ -2,6 +2,7 @@
 
 use core::alloc::Layout;
 use core::cell::Cell;
+use core::fmt;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,7 +22,6 @@ use crate::list::List;
 /// assert_eq!(size_of_val(&entry), 32);
 /// ```
 #[doc(alias = "rcu_head")]
-#[derive(Debug)]
 pub struct RcuHead {
     next: Cell<*mut RcuHead>,
     /// The block, or the function.
@@ -33,7 +33,7 @@ pub struct RcuHead {
 // SAFETY: the cells are written by the one thread that queues the head and read by the one that takes the chain;
 // the chain's exchange orders the two.
 unsafe impl Send for RcuHead {}
-// SAFETY: as above; no safe method touches the cells.
+// SAFETY: as above; no safe method touches the cells, `fmt` included.
 unsafe impl Sync for RcuHead {}
 
 impl RcuHead {
@@ -75,6 +75,13 @@ impl RcuHead {
     }
 }
 
+/// Says nothing of what is noted: that may be written meanwhile, by whoever queues the head.
+impl fmt::Debug for RcuHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RcuHead").finish_non_exhaustive()
+    }
+}
+
 impl Default for RcuHead {
     fn default() -> Self {
         Self::new()
@@ -103,7 +110,8 @@ pub(super) struct Chain {
 pub(super) enum Queued {
     /// A block to free, and the note that stood for it, if its link was not in itself.
     Free(NonNull<u8>, Layout, Option<NonNull<RcuHead>>),
-    Call(NonNull<RcuHead>, unsafe fn(NonNull<RcuHead>)),
+    /// A call to make, and the bytes that it frees as far as is known.
+    Call(NonNull<RcuHead>, unsafe fn(NonNull<RcuHead>), usize),
 }
 
 impl Chain {
@@ -195,7 +203,7 @@ impl Chain {
             let size = layout & SIZE_MASK;
             self.bytes.fetch_sub(size, Ordering::Relaxed);
             if layout >> ALIGN_SHIFT == 0 {
-                return Some(Queued::Call(head, RcuHead::call_func(head)));
+                return Some(Queued::Call(head, RcuHead::call_func(head), size));
             }
             let align = 1 << ((layout >> ALIGN_SHIFT) - 1);
             let layout = Layout::from_size_align_unchecked(size, align);

@@ -11,7 +11,9 @@ use crate::nolock;
 /// it), and at last waits for a grace period to free a single block.
 ///
 /// The domain writes to what it gets. An implementation must hand out memory that is valid for the layout and
-/// that nobody else uses until it comes back, exactly as a global allocator must.
+/// that nobody else uses until it comes back, exactly as a global allocator must. It is trusted with that as one is: what
+/// comes of an implementation that hands out anything else is undefined behaviour, although its author need not have written
+/// `unsafe` anywhere.
 ///
 /// ```
 /// use pcpalloc::mempool::Pool;

@@ -18,7 +18,7 @@ pub struct Backlog {
 pub struct RcuReport {
     /// Objects freed, or calls made.
     pub freed: usize,
-    /// Bytes of the blocks among them.
+    /// Bytes of the blocks among them, and of what the calls were known to free.
     pub freed_bytes: usize,
 }
 

@@ -268,7 +268,8 @@ impl Core {
                     report.freed_bytes += layout.size();
                     self.counters.freed.fetch_add(1, Ordering::Relaxed);
                 }
-                Queued::Call(head, func) => {
+                Queued::Call(head, func, bytes) => {
+                    report.freed_bytes += bytes;
                     // SAFETY: queued with this function, and no reader is left.
                     unsafe { call(head, func) };
                     self.counters.called.fetch_add(1, Ordering::Relaxed);
