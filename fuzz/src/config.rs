@@ -66,7 +66,7 @@ impl Expected {
     fn set(mut self, name: &str, value: &str) -> Option<Expected> {
         match (name, value) {
             ("limit", "none") => self.limit = None,
-            ("limit", value) => self.limit = Some(size(value)?),
+            ("limit", value) => self.limit = Some(size(value).filter(|&limit| limit >= 4 << 20)?),
             ("min", value) => self.marks.min = size(value)?,
             ("low", value) => {
                 self.marks.low = size(value)?;

@@ -10,6 +10,10 @@ use crate::percpu::Rseq;
 use crate::sys::{self, Message};
 use crate::zone::{HugePages, MARKS, resident};
 
+/// The least limit: what the heap of a program that does little comes to before it has said a word, with room to spare. Less
+/// would have the standard library end the process on its way to `main`.
+const LEAST_LIMIT: usize = 4 << 20;
+
 /// A setting that cannot be: `Display` says which and why. What was in force stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigError(&'static str);
@@ -154,6 +158,9 @@ impl Config {
 
     /// Most bytes that the heap may have resident; none unless set. See
     /// [`PcpAlloc::set_limit`](crate::PcpAlloc::set_limit).
+    ///
+    /// 4 MiB at least, without which not even the standard library comes to `main`. A limit below becomes 4 MiB when the
+    /// heap comes up, and a line on standard error says so; below that, `limit` in `PCPALLOC_CONF` is left out.
     #[doc(alias = "memory_limit")]
     pub const fn limit(mut self, bytes: usize) -> Self {
         self.limit = Some(bytes);
@@ -325,6 +332,10 @@ impl Config {
         if let Some(conf) = sys::environment(c"PCPALLOC_CONF") {
             self.override_by(conf, |problem| sys::report(problem.as_bytes()));
         }
+        if self.limit.is_some_and(|limit| limit < LEAST_LIMIT) {
+            self.limit = Some(LEAST_LIMIT);
+            sys::report(b"pcpalloc: Config::limit: less than 4 MiB, so it is 4 MiB\n");
+        }
         self
     }
 
@@ -373,7 +384,11 @@ impl Config {
     fn set(&mut self, name: &[u8], value: &'static [u8]) -> Result<(), &'static str> {
         let size = || size(value).ok_or("a size is a number, with k, m or g behind it if you like");
         match name {
-            b"limit" => self.limit = if value == b"none" { None } else { Some(size()?) },
+            b"limit" if value == b"none" => self.limit = None,
+            b"limit" => match size()? {
+                limit if limit < LEAST_LIMIT => return Err("a limit is 4m at least"),
+                limit => self.limit = Some(limit),
+            },
             b"min" => self.watermarks.min = size()?,
             // One at a time, so that neither order of the two contradicts the other meanwhile.
             b"low" => {
@@ -555,9 +570,9 @@ mod tests {
     fn what_cannot_be_is_left_out_and_the_rest_is_taken() {
         let mut config = Config::new();
         let mut problems = 0;
-        let conf = c"limit:lots,speed:high,high:1m,min:2m,,thp,worker:off,cgroup:here,pressure";
+        let conf = c"limit:lots,limit:0,limit:4095k,speed:high,high:1m,,thp,worker:off,cgroup:here,pressure";
         config.override_by(conf, |_| problems += 1);
-        assert_eq!(problems, 6);
+        assert_eq!(problems, 7);
         assert_eq!(config.limit, None);
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 0, high: 1 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Auto, false));
