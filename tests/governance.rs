@@ -266,3 +266,33 @@ fn the_environment_is_heard() {
     assert_eq!(complaints.len(), 2, "{complaints:?}");
     assert!(complaints[0].contains("low:lots") && complaints[1].contains("fast:yes"), "{complaints:?}");
 }
+
+/// Marks that contradict each other are both left out, and both said, in whatever order they stand.
+///
+/// Red if the order decides: in `override_by` (`src/control/config.rs`), leave marks that were given before out of what is
+/// compared: `marks = [None; 3]` where one is noted.
+#[test]
+fn marks_that_contradict_are_left_out_in_either_order() {
+    const NAME: &str = "marks_that_contradict_are_left_out_in_either_order";
+    child::body(NAME, |_| {
+        let Watermarks { min, low, high } = GLOBAL.watermarks();
+        child::say("marks", format!("{} {} {}", min / MIB, low / MIB, high / MIB));
+    });
+    let _alone = alone();
+    // Nothing set is 32 MiB.
+    for (settings, marks, left_out) in [
+        ("high:4m,low:8m", "0 0 32", &["high:4m", "low:8m"][..]),
+        ("low:8m,high:4m", "0 0 32", &["high:4m", "low:8m"]),
+        ("min:1m,low:8m,high:16m", "1 8 16", &[]),
+        ("high:16m,low:8m,min:1m", "1 8 16", &[]),
+        ("low:8m", "0 8 8", &[]),
+    ] {
+        let outcome = child::Child::new(NAME, "").settings(settings).run().succeeded();
+        assert_eq!(outcome.value("marks"), marks, "{settings}");
+        let said = outcome.stderr.lines().filter(|line| line.starts_with("pcpalloc: ")).count();
+        assert_eq!(said, left_out.len(), "{settings}: {outcome:?}");
+        for setting in left_out {
+            assert!(outcome.stderr.contains(&format!("\"{setting}\" is left out: watermarks: low")), "{outcome:?}");
+        }
+    }
+}

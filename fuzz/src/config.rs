@@ -9,7 +9,6 @@ use pcpalloc::{Config, Hardening, HugePages, Rseq, Watermarks};
 #[derive(Clone, Copy)]
 struct Expected {
     limit: Option<usize>,
-    marks: Watermarks,
     thp: HugePages,
     worker: bool,
     cgroup: bool,
@@ -56,10 +55,20 @@ fn hardening(text: &str) -> Option<Hardening> {
     (!chosen.contains(Hardening::ZERO) || !chosen.contains(Hardening::POISON)).then_some(chosen)
 }
 
-fn makes_sense(marks: &Watermarks) -> bool {
-    let Watermarks { min, low, high } = *marks;
-    let ordered = (low == 0 || min <= low) && (high == 0 || (low <= high && min <= high));
-    ordered && (low == 0 || high > 0)
+/// Marks as given, by name, and how many are left out since they contradict each other: two at a time, until none do.
+fn marks(mut given: [Option<usize>; 3]) -> (Watermarks, usize) {
+    let mut left_out = 0;
+    loop {
+        let [min, low, high] = given.map(|mark| mark.unwrap_or(0));
+        let high = if given[2].is_none() { low } else { high };
+        let wrong: [usize; 2] = match () {
+            () if low > 0 && min > low => [0, 1],
+            () if low > 0 && low > high => [1, 2],
+            () if high > 0 && min > high => [0, 2],
+            () => return (Watermarks { min, low, high }, left_out),
+        };
+        left_out += wrong.iter().filter(|&&mark| given[mark].take().is_some()).count();
+    }
 }
 
 impl Expected {
@@ -67,12 +76,6 @@ impl Expected {
         match (name, value) {
             ("limit", "none") => self.limit = None,
             ("limit", value) => self.limit = Some(size(value).filter(|&limit| limit >= 4 << 20)?),
-            ("min", value) => self.marks.min = size(value)?,
-            ("low", value) => {
-                self.marks.low = size(value)?;
-                self.marks.high = self.marks.high.max(self.marks.low);
-            }
-            ("high", value) => self.marks.high = size(value)?,
             ("thp", "auto") => self.thp = HugePages::Auto,
             ("thp", "always") => self.thp = HugePages::Always,
             ("thp", "never") => self.thp = HugePages::Never,
@@ -104,7 +107,7 @@ impl Expected {
             ("process_madvise", "off") => self.process_madvise = false,
             _ => return None,
         }
-        makes_sense(&self.marks).then_some(self)
+        Some(self)
     }
 }
 
@@ -210,7 +213,6 @@ pub fn config(input: &[u8]) {
     let (found, left_out) = configured_by(unsafe { CStr::from_ptr(conf) });
     let mut expected = Expected {
         limit: None,
-        marks: Watermarks { min: 0, low: 0, high: 0 },
         thp: HugePages::Auto,
         worker: true,
         cgroup: false,
@@ -224,15 +226,23 @@ pub fn config(input: &[u8]) {
         membarrier: true,
         process_madvise: true,
     };
-    let mut wrong = 0;
+    let (mut wrong, mut given) = (0, [None; 3]);
     for setting in text.split(',').filter(|setting| !setting.is_empty()) {
         let (name, value) = setting.split_once(':').unwrap_or((setting, ""));
-        match expected.set(name, value) {
-            Some(set) => expected = set,
-            None => wrong += 1,
+        match ["min", "low", "high"].iter().position(|mark| *mark == name) {
+            Some(mark) => match size(value) {
+                Some(bytes) => given[mark] = Some(bytes),
+                None => wrong += 1,
+            },
+            None => match expected.set(name, value) {
+                Some(set) => expected = set,
+                None => wrong += 1,
+            },
         }
     }
-    let mut config = Config::new().watermarks(expected.marks).thp(expected.thp).worker(expected.worker);
+    let (marks, contradictory) = marks(given);
+    let wrong = wrong + contradictory;
+    let mut config = Config::new().watermarks(marks).thp(expected.thp).worker(expected.worker);
     config = config.cgroup(expected.cgroup).pressure(expected.pressure);
     config = config.latency(expected.latency).leaks(expected.leaks).stats(expected.stats);
     config = config.hardened(expected.hardening).guarded_sampling(expected.guarded);

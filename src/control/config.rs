@@ -68,18 +68,45 @@ pub struct Watermarks {
 
 impl Watermarks {
     const fn check(&self) -> Result<(), ConfigError> {
-        if self.min > self.low && self.low != 0 {
-            return Err(ConfigError("watermarks: min is above low"));
+        match self.contradiction() {
+            Some((problem, _)) => Err(ConfigError(problem)),
+            None => Ok(()),
         }
-        if self.high != 0 && (self.low > self.high || self.min > self.high) {
-            return Err(ConfigError("watermarks: low (or min) is above high"));
+    }
+
+    /// With the marks that were given. A low mark by itself, where there is no high one, is both.
+    fn overridden(self, given: &[Option<(&[u8], usize)>; 3]) -> Watermarks {
+        let mark = |mark: usize, before| given[mark].map_or(before, |(_, bytes)| bytes);
+        let low = mark(LOW, self.low);
+        let high = if given[LOW].is_some() && self.high == 0 { low } else { self.high };
+        Watermarks { min: mark(MIN, self.min), low, high: mark(HIGH, high) }
+    }
+
+    /// What two of the marks say that cannot be, and which two, by their places in `MARK_NAMES`.
+    const fn contradiction(&self) -> Option<(&'static str, [usize; 2])> {
+        const ABOVE_HIGH: &str = "watermarks: low (or min) is above high";
+        if self.min > self.low && self.low != 0 {
+            return Some(("watermarks: min is above low", [MIN, LOW]));
+        }
+        if self.high != 0 && self.low > self.high {
+            return Some((ABOVE_HIGH, [LOW, HIGH]));
+        }
+        if self.high != 0 && self.min > self.high {
+            return Some((ABOVE_HIGH, [MIN, HIGH]));
         }
         if self.low != 0 && self.high == 0 {
-            return Err(ConfigError("watermarks: low is set, so high must be: that is how far memory is populated"));
+            let problem = "watermarks: low is set, so high must be: that is how far memory is populated";
+            return Some((problem, [LOW, HIGH]));
         }
-        Ok(())
+        None
     }
 }
+
+/// The marks as settings.
+const MARK_NAMES: [&[u8]; 3] = [b"min", b"low", b"high"];
+const MIN: usize = 0;
+const LOW: usize = 1;
+const HIGH: usize = 2;
 
 /// How the heap starts out. Const, so that it can be part of the static. [`guide::tuning`](crate::guide::tuning) says what
 /// to set when.
@@ -102,7 +129,8 @@ impl Watermarks {
 /// `k`, `m`, `g`; `cgroup` also takes a directory; `profile`, and `profile_to`, a path, take the feature `profile`; `latency`, `leaks`,
 /// `stats`, `membarrier` and `process_madvise` are on or off; `rseq` is `auto`, `libc` or `off`. `hardened:1` is all of [`Hardening::ALL`],
 /// `hardened:random+guard` some by name; `guard:1/5000` samples one allocation in 5000. What cannot be understood is
-/// reported on standard error and left as it was.
+/// reported on standard error and left as it was. Marks are compared when all of them are read, in whatever order they stand:
+/// two that contradict each other are both left out. A `low` where no `high` is set, here or there, is the high mark, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias("malloc_conf", "MALLOC_CONF", "mallopt", "mi_option_set"))]
 pub struct Config {
@@ -366,36 +394,46 @@ impl Config {
 
     /// Takes over what `conf` sets; has what it cannot reported, in a line each.
     pub(crate) fn override_by(&mut self, conf: &'static CStr, mut report: impl FnMut(&Message)) {
+        let before = self.watermarks;
+        // Marks are looked at together, when all are known: their order says nothing.
+        let mut marks: [Option<(&[u8], usize)>; 3] = [None; 3];
+        let mut leave_out = |setting: &[u8], problem| {
+            let mut line = Message::new();
+            let shown = core::str::from_utf8(setting).unwrap_or("?");
+            line.text("pcpalloc: PCPALLOC_CONF: \"").text(shown).text("\" is left out: ").text(problem).text("\n");
+            report(&line);
+        };
         for setting in conf.to_bytes().split(|&b| b == b',').filter(|s| !s.is_empty()) {
-            let before = *self;
             let mut halves = setting.splitn(2, |&b| b == b':');
             let (name, value) = (halves.next().unwrap_or(b""), halves.next().unwrap_or(b""));
-            let problem = self.set(name, value).and_then(|()| self.watermarks.check().map_err(|e| e.0)).err();
-            if let Some(problem) = problem {
-                *self = before;
-                let mut line = Message::new();
-                let shown = core::str::from_utf8(setting).unwrap_or("?");
-                line.text("pcpalloc: PCPALLOC_CONF: \"").text(shown).text("\" is left out: ").text(problem).text("\n");
-                report(&line);
+            let done = match MARK_NAMES.iter().position(|mark| *mark == name) {
+                Some(mark) => size(value).ok_or(NO_SIZE).map(|bytes| marks[mark] = Some((setting, bytes))),
+                None => self.set(name, value),
+            };
+            if let Err(problem) = done {
+                leave_out(setting, problem);
+            }
+        }
+        // Each time round leaves out a mark that was given: those before agree with each other.
+        loop {
+            self.watermarks = before.overridden(&marks);
+            let Some((problem, two)) = self.watermarks.contradiction() else { return };
+            for mark in two {
+                if let Some((setting, _)) = marks[mark].take() {
+                    leave_out(setting, problem);
+                }
             }
         }
     }
 
     fn set(&mut self, name: &[u8], value: &'static [u8]) -> Result<(), &'static str> {
-        let size = || size(value).ok_or("a size is a number, with k, m or g behind it if you like");
+        let size = || size(value).ok_or(NO_SIZE);
         match name {
             b"limit" if value == b"none" => self.limit = None,
             b"limit" => match size()? {
                 limit if limit < LEAST_LIMIT => return Err("a limit is 4m at least"),
                 limit => self.limit = Some(limit),
             },
-            b"min" => self.watermarks.min = size()?,
-            // One at a time, so that neither order of the two contradicts the other meanwhile.
-            b"low" => {
-                self.watermarks.low = size()?;
-                self.watermarks.high = self.watermarks.high.max(self.watermarks.low);
-            }
-            b"high" => self.watermarks.high = size()?,
             b"thp" => {
                 self.thp = match value {
                     b"auto" => HugePages::Auto,
@@ -447,6 +485,8 @@ impl Config {
         Ok(())
     }
 }
+
+const NO_SIZE: &str = "a size is a number, with k, m or g behind it if you like";
 
 fn switch(value: &[u8]) -> Option<bool> {
     match value {
@@ -577,6 +617,35 @@ mod tests {
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 0, high: 1 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Auto, false));
         assert_eq!((config.cgroup, config.pressure), (Cgroup::Off, false));
+    }
+
+    #[test]
+    fn marks_that_contradict_are_left_out_in_either_order() {
+        let marks = |min, low, high| Watermarks { min, low, high };
+        let none = marks(0, 0, 0);
+        for (before, conf, after, left_out) in [
+            (none, c"high:4m,low:8m", none, 2),
+            (none, c"low:8m,high:4m", none, 2),
+            (none, c"low:8m,high:0", none, 2),
+            (none, c"min:2m,high:1m,thp:never", none, 2),
+            (none, c"high:64m,min:9m,low:8m", marks(0, 0, 64 << 20), 2),
+            (none, c"min:1m,high:4m,low:8m", marks(1 << 20, 0, 0), 2),
+            // By itself it says how far, too.
+            (none, c"low:8m", marks(0, 8 << 20, 8 << 20), 0),
+            (none, c"min:9m,low:8m", none, 2),
+            (none, c"low:8m,high:lots", marks(0, 8 << 20, 8 << 20), 1),
+            // The last of a name counts.
+            (none, c"high:4m,low:8m,high:16m", marks(0, 8 << 20, 16 << 20), 0),
+            // With what the static says.
+            (marks(0, 1 << 20, 4 << 20), c"low:8m", marks(0, 1 << 20, 4 << 20), 1),
+            (marks(0, 1 << 20, 4 << 20), c"high:512k", marks(0, 1 << 20, 4 << 20), 1),
+            (marks(0, 1 << 20, 4 << 20), c"high:8m,low:8m", marks(0, 8 << 20, 8 << 20), 0),
+            (marks(0, 8 << 20, 16 << 20), c"min:12m,low:14m,high:13m", marks(0, 8 << 20, 16 << 20), 3),
+        ] {
+            let (mut config, mut lines) = (Config::new().watermarks(before), 0);
+            config.override_by(conf, |_| lines += 1);
+            assert_eq!((config.watermarks, lines), (after, left_out), "{conf:?} over {before:?}");
+        }
     }
 
     #[test]
