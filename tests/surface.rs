@@ -3,7 +3,8 @@
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pcpalloc::rcu::{
     self, Backlog, BlockSource, Cookie, Domain, Heap, RcuCell, RcuHead, RcuReport, RcuStats, ReadGuard,
@@ -121,4 +122,71 @@ fn domains() {
     own.synchronize_expedited();
     own.barrier();
     assert_eq!(own.stats().pending_pointers, 0);
+}
+
+/// A source that counts what it is asked, and forbids the ordinary path.
+#[derive(Default)]
+struct Counting {
+    out: AtomicUsize,
+    asked: AtomicUsize,
+}
+
+impl BlockSource for Counting {
+    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let block = Heap.try_alloc_nolock(layout);
+        self.out.fetch_add(usize::from(block.is_some()), Ordering::Relaxed);
+        block
+    }
+
+    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+        self.out.fetch_sub(1, Ordering::Relaxed);
+        // SAFETY: the caller's obligation.
+        unsafe { Heap.free_nolock(ptr, layout) }
+    }
+
+    fn may_allocate(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        false
+    }
+}
+
+/// Whoever has a domain over any source says no more of it than that.
+struct Holds<S: BlockSource> {
+    domain: Domain<S>,
+}
+
+impl<S: BlockSource> Holds<S> {
+    fn over(source: S) {
+        let holds = Holds { domain: Domain::new(source) };
+        (0..2000).for_each(|n| holds.domain.retire(Box::new([n; 4])));
+        holds.domain.barrier();
+        assert_eq!(holds.domain.stats().pending_pointers, 0);
+    }
+}
+
+/// A source may be the heap's handle, or lie behind a pointer, which says of everything what the source says.
+///
+/// Red if a pointer answers for itself: in `may_allocate` of `Arc<S>` (`src/rcu/source.rs`), return true.
+#[test]
+fn sources() {
+    Holds::over(GLOBAL);
+    Holds::over(&GLOBAL);
+    Holds::over(Box::new(Passing) as Box<dyn BlockSource>);
+    Holds { domain: Domain::default() }.domain.retire(Box::new(1));
+    static STATIC: Counting = Counting { out: AtomicUsize::new(0), asked: AtomicUsize::new(0) };
+    let shared = Arc::new(Counting::default());
+    let boxed: Box<dyn BlockSource> = Box::new(shared.clone());
+    for pointer in [&boxed, &(Box::new(&STATIC) as Box<dyn BlockSource>)] {
+        let layout = Layout::new::<u64>();
+        GLOBAL.charge_nolock(layout, 4).expect("memory");
+        let block = pointer.try_alloc_nolock(layout).expect("charged");
+        assert_eq!(shared.out.load(Ordering::Relaxed) + STATIC.out.load(Ordering::Relaxed), 1);
+        // SAFETY: from the line above, with this layout, and not used any more.
+        unsafe { pointer.free_nolock(block, layout) };
+        assert_eq!(shared.out.load(Ordering::Relaxed) + STATIC.out.load(Ordering::Relaxed), 0);
+        assert!(!pointer.may_allocate());
+    }
+    assert_eq!((shared.asked.load(Ordering::Relaxed), STATIC.asked.load(Ordering::Relaxed)), (1, 1));
+    Holds::over(shared.clone());
+    Holds::over(&STATIC);
 }

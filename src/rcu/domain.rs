@@ -255,3 +255,9 @@ impl<S: BlockSource> core::fmt::Debug for Domain<S> {
         f.debug_struct("Domain").field("stats", &self.stats()).finish()
     }
 }
+
+impl Default for Domain<Heap> {
+    fn default() -> Self {
+        Domain::new(Heap)
+    }
+}

@@ -2,8 +2,9 @@
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
+use std::sync::Arc;
 
-use crate::nolock;
+use crate::{PcpAlloc, nolock};
 
 /// Where pages of pointers come from: the hook by which a deferred free gets its memory without waiting.
 ///
@@ -14,6 +15,10 @@ use crate::nolock;
 /// that nobody else uses until it comes back, exactly as a global allocator must. It is trusted with that as one is: what
 /// comes of an implementation that hands out anything else is undefined behaviour, although its author need not have written
 /// `unsafe` anywhere.
+///
+/// A source outlives every borrow (`'static`): the domain's reclaimer is a thread that gives pages back after the domain itself
+/// was dropped. So a source borrows from statics only; what is to be shared goes into an [`Arc`], which is a source if what is
+/// in it is.
 ///
 /// ```
 /// use pcpalloc::mempool::Pool;
@@ -46,7 +51,7 @@ use crate::nolock;
 /// domain.barrier();
 /// # Ok::<(), pcpalloc::AllocError>(())
 /// ```
-pub trait BlockSource: Send + Sync {
+pub trait BlockSource: Send + Sync + 'static {
     /// Memory, if it is to be had without a lock, a system call or a wait.
     fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>>;
 
@@ -74,5 +79,62 @@ impl BlockSource for Heap {
     unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
         // SAFETY: the caller's obligation.
         unsafe { nolock::free(ptr, layout) }
+    }
+}
+
+/// As [`Heap`]: a handle is on the same.
+impl BlockSource for PcpAlloc {
+    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+        nolock::alloc(layout)
+    }
+
+    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's obligation.
+        unsafe { nolock::free(ptr, layout) }
+    }
+}
+
+impl<S: BlockSource + ?Sized> BlockSource for &'static S {
+    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+        (**self).try_alloc_nolock(layout)
+    }
+
+    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's obligation, and it came from the same source.
+        unsafe { (**self).free_nolock(ptr, layout) }
+    }
+
+    fn may_allocate(&self) -> bool {
+        (**self).may_allocate()
+    }
+}
+
+impl<S: BlockSource + ?Sized> BlockSource for Arc<S> {
+    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+        (**self).try_alloc_nolock(layout)
+    }
+
+    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's obligation, and it came from the same source.
+        unsafe { (**self).free_nolock(ptr, layout) }
+    }
+
+    fn may_allocate(&self) -> bool {
+        (**self).may_allocate()
+    }
+}
+
+impl<S: BlockSource + ?Sized> BlockSource for Box<S> {
+    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+        (**self).try_alloc_nolock(layout)
+    }
+
+    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller's obligation, and it came from the same source.
+        unsafe { (**self).free_nolock(ptr, layout) }
+    }
+
+    fn may_allocate(&self) -> bool {
+        (**self).may_allocate()
     }
 }

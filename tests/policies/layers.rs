@@ -19,6 +19,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("src/tag/mod.rs", "lib", "has a handle of its own"),
     ("src/tag/global.rs", "lib", "wraps the handle"),
     ("src/node.rs", "lib", "brings the heap up with the handle's settings"),
+    ("src/rcu/source.rs", "lib", "implements `BlockSource` for the handle"),
     ("src/heap.rs", "profile", "starts the profiler that the settings ask for"),
     ("src/control/config.rs", "profile", "hands on what the settings ask for"),
     ("src/observe/count.rs", "heap", "who observes brings the heap up"),
