@@ -46,7 +46,6 @@ const UPWARD: &[(&str, &str, &str)] = &[
     ("src/rcu/reader.rs", "default", "reads in that domain"),
     ("src/rcu/reclaimer.rs", "default", "is started for that domain where nobody else knows of it"),
     ("src/zone/bell.rs", "node", "has what is too much given back where nobody comes"),
-    ("src/zone/marks.rs", "mapping", "adds up what is resident"),
     ("src/zone/marks.rs", "node", "adds up what is resident"),
     ("src/zone/reservation.rs", "shadow", "leaves room for it"),
 ];
