@@ -1,8 +1,9 @@
-//! A limit that no program could start with.
+//! Small limits: one that no program could start with, and what is refused under one.
 #![cfg(not(miri))]
 
 mod common;
 
+use std::alloc::Layout;
 use std::thread;
 
 use common::child::{Child, Outcome, body, say};
@@ -52,4 +53,24 @@ fn a_limit_too_small_to_start_with_is_told_and_not_taken() {
             _ => assert_eq!(said, [&left_out[..], raised]),
         }
     }
+}
+
+/// A charge that the limit has no room for is refused before it costs anything: the array for its blocks would stay.
+///
+/// Red if it costs one: in `set_charge` (`src/percpu/reserve.rs`), do not ask `fits`.
+#[test]
+fn a_charge_beyond_the_limit_leaves_no_array() {
+    const NAME: &str = "a_charge_beyond_the_limit_leaves_no_array";
+    body(NAME, |_| {
+        let layout = Layout::new::<[u64; 4]>();
+        HEAP.charge_nolock(layout, 1000).expect("32 KB a CPU, and 8 for the array");
+        HEAP.charge_nolock(layout, 0).expect("less is always had");
+        let before = HEAP.stats().metadata;
+        assert!(HEAP.charge_nolock(layout, 1 << 20).is_err(), "32 MiB a CPU");
+        let after = HEAP.stats().metadata;
+        assert!(after < before + MIB, "{before} bytes of tables before, {after} after");
+        HEAP.charge_nolock(layout, 1000).expect("as before");
+    });
+    HEAP.set_limit(None).expect("no limit");
+    Child::new(NAME, "").run().succeeded();
 }

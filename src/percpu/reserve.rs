@@ -6,9 +6,9 @@
 use core::sync::atomic::Ordering;
 
 use super::region::{RESERVE, Region, Reserve};
-use crate::size_class::{BATCH, CLASSES};
-use crate::slab;
-use crate::zone::META;
+use crate::size_class::{BATCH, CLASSES, block_size};
+use crate::slab::{self, central};
+use crate::zone::{MARKS, META, free_resident, resident};
 
 /// Why a reserve could not be charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub(super) fn set_charge(
     // Another array, already full, takes the one's place in one step; what that held goes back.
     let (base, room) = match book.reserves[class].other {
         (base, room) if !base.is_null() && room >= blocks => (base, room),
+        // Arrays stay, so none is made for blocks that the limit cannot have room for.
+        _ if !fits(class, blocks, node) => return Err(ChargeError::OutOfMemory),
         _ => new_array(blocks).ok_or(ChargeError::OutOfMemory)?,
     };
     book.reserves[class].other = (base, room);
@@ -93,6 +95,14 @@ pub(super) unsafe fn forget(region: &Region) {
         reserve.charge = 0;
         region.headers[RESERVE + class].limit.store(reserve.base, Ordering::Relaxed);
     }
+}
+
+/// Whether the limit may have room for so many blocks and their array: in what is not resident, and in what is and is free.
+fn fits(class: usize, blocks: usize, node: usize) -> bool {
+    let limit = MARKS.limit.load(Ordering::Relaxed);
+    let free = free_resident() + central(node, class).counts().free * block_size(class);
+    let bytes = blocks.saturating_mul(block_size(class) + size_of::<usize>());
+    limit == usize::MAX || bytes <= limit.saturating_sub(resident().saturating_sub(free))
 }
 
 /// An array for at least `blocks` entries: its first entry and its room. It is never given back, so larger ones
