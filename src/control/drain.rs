@@ -1,5 +1,8 @@
 //! Drains and trims.
 
+use core::fmt;
+
+use super::stats::Size;
 use crate::percpu::{self, CpuDrain};
 use crate::slab::{holes, retire, transfer};
 use crate::zone::release;
@@ -16,7 +19,7 @@ pub enum Drain {
     All,
 }
 
-/// What a drain did ([`PcpAlloc::drain`](crate::PcpAlloc::drain)).
+/// What a drain did ([`PcpAlloc::drain`](crate::PcpAlloc::drain)). Its `Display` is one line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -27,7 +30,7 @@ pub struct DrainReport {
     pub unreachable_cpus: usize,
 }
 
-/// What a trim did ([`PcpAlloc::trim`](crate::PcpAlloc::trim)).
+/// What a trim did ([`PcpAlloc::trim`](crate::PcpAlloc::trim)). Its `Display` is one line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrimReport {
@@ -39,6 +42,19 @@ pub struct TrimReport {
     pub unreachable_cpus: usize,
     /// Bytes that are free and resident all the same: in pages that are partly in use, or freed meanwhile.
     pub retained: usize,
+}
+
+impl fmt::Display for DrainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} drained, {} CPUs out of reach", Size(self.drained), self.unreachable_cpus)
+    }
+}
+
+impl fmt::Display for TrimReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} given back, {} drained first, ", Size(self.released), Size(self.drained))?;
+        write!(f, "{} CPUs out of reach, {} free and resident", self.unreachable_cpus, Size(self.retained))
+    }
 }
 
 impl DrainReport {

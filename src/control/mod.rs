@@ -25,6 +25,6 @@ pub(crate) use at_exit::arm_exit_report;
 pub(crate) use config::{limit, set_limit};
 pub(crate) use deferred::{Deferred, set_settle};
 pub(crate) use drain::{drain, trim};
-pub(crate) use stats::stats;
+pub(crate) use stats::{Size, stats};
 pub(crate) use watermarks::{set_watermarks, watermarks};
 pub(crate) use worker::{after_fork, start_if_due as start_worker_if_due};

@@ -142,7 +142,7 @@ pub(crate) fn stats() -> Stats {
 }
 
 /// Bytes for people.
-struct Size(usize);
+pub(crate) struct Size(pub(crate) usize);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

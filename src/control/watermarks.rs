@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use super::error::ConfigError;
 use crate::zone::MARKS;
 
-/// Marks over the heap's *free resident* memory: what the process holds and nobody uses. In bytes.
+/// Marks over the heap's *free resident* memory: what the process holds and nobody uses. In bytes. By default none is set.
 ///
 /// Memory in per-CPU stacks is not part of it ([`Stats::percpu_cached`](crate::Stats::percpu_cached)).
 ///
@@ -21,7 +21,7 @@ use crate::zone::MARKS;
 /// # pcpalloc::PcpAlloc::new().set_watermarks(LEAN)?;
 /// # Ok::<(), pcpalloc::ConfigError>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watermarks {
     /// A reserve: while there is less, allocation takes untouched memory before it takes from this.
     #[doc(alias = "WMARK_MIN")]

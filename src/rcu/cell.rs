@@ -32,7 +32,7 @@ use super::{Heap, ReadGuard, free, read_lock};
 #[doc(alias = "ArcSwap")]
 #[doc(alias = "rcu_dereference")]
 #[doc(alias = "rcu_assign_pointer")]
-pub struct RcuCell<T: Send + Sync + 'static> {
+pub struct RcuCell<T> {
     value: AtomicPtr<Linked<T>>,
     _owns: PhantomData<T>,
 }
@@ -101,7 +101,7 @@ impl<T: Send + Sync + 'static> RcuCell<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Drop for RcuCell<T> {
+impl<T> Drop for RcuCell<T> {
     fn drop(&mut self) {
         // SAFETY: no reader borrows the cell, so none sees the value.
         drop(unsafe { Box::from_raw(*self.value.get_mut()) });

@@ -63,6 +63,15 @@ pub struct Cookie {
     number: u64,
 }
 
+/// Equal cookies are the same grace period of the same domain.
+impl PartialEq for Cookie {
+    fn eq(&self, other: &Cookie) -> bool {
+        core::ptr::eq(self.core.get(), other.core.get()) && self.number == other.number
+    }
+}
+
+impl Eq for Cookie {}
+
 impl core::fmt::Debug for Cookie {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Cookie").field("number", &self.number).field("done", &self.is_done()).finish()

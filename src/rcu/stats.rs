@@ -1,6 +1,9 @@
 //! What a domain says of itself.
 
+use core::fmt;
 use std::time::Duration;
+
+use crate::control::Size;
 
 /// How much may wait to be freed, in bytes of blocks ([`set_watermarks`](super::set_watermarks)). `low <= high`. The
 /// [module](super) computes what is held back at most.
@@ -12,7 +15,14 @@ pub struct Backlog {
     pub high: usize,
 }
 
-/// What a drain freed ([`drain`](super::drain)).
+/// What a domain has unless told otherwise.
+impl Default for Backlog {
+    fn default() -> Self {
+        Backlog { low: 4 << 20, high: 32 << 20 }
+    }
+}
+
+/// What a drain freed ([`drain`](super::drain)). Its `Display` is one line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RcuReport {
@@ -23,8 +33,8 @@ pub struct RcuReport {
 }
 
 /// How a domain stands ([`stats`](super::stats)). Counters count from its start; times are upper bounds within a factor
-/// of two, in whole microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// of two, in whole microseconds. Its `Display` is one line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RcuStats {
     /// Objects that wait for a grace period, or to be freed after it.
@@ -64,4 +74,20 @@ pub struct RcuStats {
     pub expedited_wait_median: Duration,
     /// The same of waits that were expedited.
     pub expedited_wait_p99: Duration,
+}
+
+impl fmt::Display for RcuReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} freed, {} in blocks", self.freed, Size(self.freed_bytes))
+    }
+}
+
+impl fmt::Display for RcuStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RcuStats { pending_pointers, grace_periods, expedited, waits, stalls, leaked, .. } = *self;
+        write!(f, "{pending_pointers} pending, {} sealed, {} freed, ", Size(self.pending_bytes), self.freed)?;
+        write!(f, "{} called, {leaked} leaked, {grace_periods} grace periods ", self.called)?;
+        write!(f, "(median {:?}, 99 % {:?}), ", self.grace_period_median, self.grace_period_p99)?;
+        write!(f, "{expedited} expedited, {waits} waits at the high mark, {stalls} stalls")
+    }
 }
