@@ -21,9 +21,9 @@
 //! - **Honest**: [`PcpAlloc::stats`] says where every byte is; [`PcpAlloc::drain`] empties any CPU's cache from
 //!   any thread, and [`PcpAlloc::trim`] gives back what is free.
 //! - **Hard to corrupt**: bookkeeping is out of band, so a use after free or an overflow cannot derail the allocator
-//!   (the one list that runs through free blocks, of nolock frees that found no room, is checked); a double free that
-//!   reaches a slab, a pointer that is not ours and a size that cannot be the block's end the process with one line that
-//!   says so.
+//!   (the one list that runs through free blocks, of nolock frees that found no room, is checked); a double free,
+//!   a pointer that is not ours and a size that cannot be the block's end the process with one line that says so, when they
+//!   reach a slab, and at once where the heap is [checked](Hardening::CHECKED).
 //!
 //! # How it works
 //!
