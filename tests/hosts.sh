@@ -74,7 +74,8 @@ writes down here when each ran, on which commit of the source, and for how long 
 - `own_rseq`: per-CPU stacks, with an area that the heap registers for each thread.
 - `per_thread`: per-thread stacks.
 
-A suite is a file of that name in `tests/`, and `pcpalloc` the library's own tests; `suite::test` is one test of it. In guests
+A suite is a file of that name in `tests/`, and `pcpalloc` the library's own tests; `suite::test` is one test of it. A
+suite that is named in neither column of a host was not run there. In guests
 suites make a twentieth of their rounds, unless another `PCPALLOC_TEST_SCALE` is noted.
 TEXT
     for name in $scripts; do

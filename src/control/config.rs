@@ -231,7 +231,8 @@ impl Config {
     }
 
     /// Whether the process says on standard error, when it exits, how its memory stands: [`Stats`](crate::Stats), and with
-    /// [`Config::latency`] what slow paths took. When and where not, as for [`Config::leaks`].
+    /// [`Config::latency`] what slow paths took. When and where not, as for [`Config::leaks`]: a program that
+    /// closes standard error before it ends, as those of coreutils do, prints neither.
     #[doc(alias("stats_print", "MIMALLOC_SHOW_STATS"))]
     pub const fn stats(mut self, report: bool) -> Self {
         self.stats = report;

@@ -12,8 +12,8 @@ use crate::size_class::{BATCH, CLASS, CLASSES, PAGE, block_size};
 use crate::slab::central;
 use crate::zone::{COUNTERS, MARKS, mapping, mapping_cache, nodes};
 
-/// Zones with their marks, and the stacks of every CPU, as `/proc/zoneinfo`. In pages of 4 KiB. A view:
-/// [`PcpAlloc::zoneinfo`](crate::PcpAlloc::zoneinfo).
+/// Zones with their marks, and the stacks of every CPU, as `/proc/zoneinfo`. In pages of 4 KiB; `batch` is that of stacks that
+/// have not grown. A view: [`PcpAlloc::zoneinfo`](crate::PcpAlloc::zoneinfo).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ZoneInfo;
