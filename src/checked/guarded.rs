@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use super::fault::{self, Wrong};
 use crate::lock::Lock;
 use crate::observe::{self, Client, Rate, Role};
-use crate::size_class::block_size;
+use crate::size_class::{PAGE, block_size, is_run_class};
 use crate::slab::{class_of_tag, tag_at};
 use crate::zone::META;
 use crate::{random, sys};
@@ -72,7 +72,7 @@ impl Client for Pool {
     fn sampled(&self, block: *mut u8, size: usize, _chance: f64) -> *mut u8 {
         // By the tag, since a block of no class may be aligned to more than a page.
         let class = NonNull::new(block).and_then(tag_at).and_then(|(_, _, tag)| class_of_tag(tag));
-        match class.filter(|_| size <= sys::page_size()) {
+        match class.filter(|&class| fits(class, size, sys::page_size())) {
             Some(class) => alloc(class).map_or(block, NonNull::as_ptr),
             None => block,
         }
@@ -100,6 +100,19 @@ impl Client for Pool {
     fn owns(&self, block: *mut u8) -> bool {
         owns(block as usize)
     }
+}
+
+/// Whether a block of `size` bytes can be guarded: on one page of the system's, and in a slab otherwise. Where pages are
+/// larger than runs are, a run stays a run, which is resized where it lies and read as zero without anybody asking who
+/// made it.
+fn fits(class: usize, size: usize, page_size: usize) -> bool {
+    !is_run_class(class) && size <= page_size
+}
+
+/// Has frees on a page of the system's be told, wherever on it the block lies: notes are of the heap's pages, which may be
+/// smaller.
+fn note(page: *mut u8, page_size: usize) {
+    (0..page_size).step_by(PAGE).for_each(|offset| observe::note(page.wrapping_add(offset)));
 }
 
 /// Samples that are let go while nobody handles bad accesses yet: Rust's runtime is about to, for stacks that overflow,
@@ -225,7 +238,7 @@ fn alloc(class: usize) -> Option<NonNull<u8>> {
     let slot = slot(number)?;
     if slot.state.load(Ordering::Relaxed) == UNUSED {
         // For ever: a block that is freed twice is this module's to report.
-        observe::note(page.as_ptr());
+        note(page.as_ptr(), sys::page_size());
     }
     slot.class.store(class as u8, Ordering::Relaxed);
     slot.address.store(sys::addr(block), Ordering::Relaxed);
@@ -304,6 +317,7 @@ fn settle() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::size_class::class_of;
 
     #[test]
     fn what_was_freed_last_is_used_last() {
@@ -314,5 +328,30 @@ mod tests {
             free.give(slot);
         }
         assert_eq!([free.take(), free.take(), free.take(), free.take()], [Some(7), Some(3), Some(9), None]);
+    }
+
+    /// Where the system's pages are larger than the heap's, a block may lie on any of the heap's pages in one of them.
+    ///
+    /// Red if one of them is noted: in `note` (`src/checked/guarded.rs`), change `step_by(PAGE)` to `step_by(page_size)`.
+    #[test]
+    fn frees_are_told_wherever_on_a_large_page_the_block_lies() {
+        const LARGE: usize = 64 << 10;
+        // Nobody's memory: notes are by address.
+        let page = core::ptr::without_provenance_mut::<u8>(0x1234_5670_0000);
+        note(page, LARGE);
+        assert!((0..LARGE).step_by(PAGE).all(|offset| observe::is_noted(page.wrapping_add(offset))));
+        (0..LARGE).step_by(PAGE).for_each(|offset| observe::forget(page.wrapping_add(offset)));
+    }
+
+    /// Red if a run is guarded: in `fits` (`src/checked/guarded.rs`), change `!is_run_class(class) &&` to nothing.
+    #[test]
+    fn runs_are_not_guarded_on_large_pages_either() {
+        let class = |size| class_of(size, 8).expect("a class serves it");
+        for page_size in [4 << 10, 16 << 10, 64 << 10] {
+            for size in [48, 4 << 10, 16 << 10, 32 << 10] {
+                assert_eq!(fits(class(size), size, page_size), size <= page_size, "{size} of {page_size}");
+            }
+            assert!(!fits(class(36 << 10), 36 << 10, page_size), "a run of {page_size}");
+        }
     }
 }
