@@ -31,7 +31,7 @@
 pub mod count;
 pub(crate) mod table;
 
-use core::ptr::{NonNull, null};
+use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::lock::Lock;
@@ -67,8 +67,6 @@ pub(crate) enum Role {
     Profiler,
 }
 
-const ROLES: [Role; 2] = [Role::Guard, Role::Profiler];
-
 /// How often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rate {
@@ -86,9 +84,8 @@ struct Slot {
     block_rate: AtomicU64,
 }
 
-static SLOTS: [Slot; 2] = [const {
-    Slot { client: AtomicPtr::new(core::ptr::null_mut()), byte_rate: AtomicU64::new(0), block_rate: AtomicU64::new(0) }
-}; 2];
+/// By role.
+static SLOTS: [Slot; 2] = [const { Slot::new() }; 2];
 
 /// Callbacks that are under way.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
@@ -122,6 +119,10 @@ pub(crate) fn is_on() -> bool {
 }
 
 impl Slot {
+    const fn new() -> Slot {
+        Slot { client: AtomicPtr::new(null_mut()), byte_rate: AtomicU64::new(0), block_rate: AtomicU64::new(0) }
+    }
+
     fn client(&self) -> Option<&'static dyn Client> {
         // Sequentially consistent: see `under_way`. SAFETY: a pointer to a static.
         unsafe { self.client.load(Ordering::SeqCst).as_ref() }.copied()
@@ -133,16 +134,27 @@ impl Slot {
         -libm::expm1(-(hazard as f64) / UNIT as f64)
     }
 
-    fn set(&self, client: *const &'static dyn Client, rate: Option<Rate>) {
+    fn set(&self, client: &'static &'static dyn Client, rate: Rate) {
         let rate_of = |mean: usize| (UNIT / mean.max(1) as u64).max(1);
         let (bytes, blocks) = match rate {
-            Some(Rate::Bytes(mean)) => (rate_of(mean), 0),
-            Some(Rate::Blocks(mean)) => (0, rate_of(mean)),
-            None => (0, 0),
+            Rate::Bytes(mean) => (rate_of(mean), 0),
+            Rate::Blocks(mean) => (0, rate_of(mean)),
         };
+        self.set_rates(bytes, blocks);
+        // Sequentially consistent: see `under_way`. After the rates, so that nobody is asked who has none yet.
+        self.client.store(core::ptr::from_ref(client).cast_mut(), Ordering::SeqCst);
+    }
+
+    fn clear(&self) {
+        // As in `set`. Before the rates, so that nobody is asked who has none any more.
+        self.client.store(null_mut(), Ordering::SeqCst);
+        self.set_rates(0, 0);
+    }
+
+    fn set_rates(&self, bytes: u64, blocks: u64) {
+        // Relaxed, both: whoever reads them in between finds another chance, or none, with which nobody is asked.
         self.byte_rate.store(bytes, Ordering::Relaxed);
         self.block_rate.store(blocks, Ordering::Relaxed);
-        self.client.store(client.cast_mut(), Ordering::SeqCst);
     }
 }
 
@@ -150,12 +162,12 @@ impl Slot {
 pub(crate) fn start(role: Role, client: &'static &'static dyn Client, rate: Rate) -> Result<(), Unobservable> {
     let _changing = CHANGING.lock();
     let slot = &SLOTS[role as usize];
-    slot.set(client, Some(rate));
+    slot.set(client, rate);
     apply_rates();
     if observed::is_on() || observed::observe(true) {
         return Ok(());
     }
-    slot.set(null(), None);
+    slot.clear();
     apply_rates();
     Err(Unobservable)
 }
@@ -163,7 +175,7 @@ pub(crate) fn start(role: Role, client: &'static &'static dyn Client, rate: Rate
 /// Nobody looks in this role from now on. Waits for callbacks that are under way, so it is not for one of them.
 pub(crate) fn stop(role: Role) {
     let _changing = CHANGING.lock();
-    SLOTS[role as usize].set(null(), None);
+    SLOTS[role as usize].clear();
     apply_rates();
     if SLOTS.iter().all(|slot| slot.client().is_none()) {
         observed::observe(false);
@@ -210,20 +222,21 @@ pub(crate) fn forget(block: *mut u8) {
 #[cold]
 #[inline(never)]
 pub(crate) fn sampled(block: *mut u8, size: usize) -> *mut u8 {
-    if block.is_null() {
-        return block;
-    }
-    let chances = ROLES.map(|role| SLOTS[role as usize].chance(size));
+    if block.is_null() { block } else { ask(&SLOTS, block, size) }
+}
+
+fn ask(slots: &[Slot; 2], block: *mut u8, size: usize) -> *mut u8 {
+    let chances = slots.each_ref().map(|slot| slot.chance(size));
     // At least one is due. Which, given that: the first with its share of the chance that any is, the second for sure if
     // the first is not, else by itself.
     let any = 1.0 - (1.0 - chances[0]) * (1.0 - chances[1]);
     let first = observed::uniform() * any < chances[0];
     let second = !first || observed::uniform() < chances[1];
     let mut given = block;
-    for (role, due) in ROLES.into_iter().zip([first, second]) {
-        if due {
-            let client = || SLOTS[role as usize].client();
-            given = under_way(|| client().map_or(given, |client| client.sampled(given, size, chances[role as usize])));
+    for ((slot, chance), due) in slots.iter().zip(chances).zip([first, second]) {
+        // Without a chance nothing is due: whoever it was for has stopped since the block was found to be.
+        if due && chance > 0.0 {
+            given = under_way(|| slot.client().map_or(given, |client| client.sampled(given, size, chance)));
         }
     }
     given
@@ -296,5 +309,42 @@ fn told_where_it_is(block: NonNull<u8>, size: usize) {
         && under_way(|| slot.client().is_some_and(|c| c.sampled(block.as_ptr(), size, mine) != block.as_ptr()))
     {
         sys::die("a resized block was served from elsewhere", sys::addr(block));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says that a block was sampled by being put in its place.
+    struct Replacing;
+    static REPLACING: &dyn Client = &Replacing;
+    const REPLACED: *mut u8 = core::ptr::without_provenance_mut(64);
+
+    impl Client for Replacing {
+        fn sampled(&self, _block: *mut u8, _size: usize, _chance: f64) -> *mut u8 {
+            REPLACED
+        }
+
+        fn freed(&self, _block: *mut u8, _nolock: bool) -> bool {
+            false
+        }
+    }
+
+    /// A thread that finds a block due while another stops may find the rates gone and the client still there. A sample
+    /// without a chance would stand for infinitely many blocks.
+    ///
+    /// Red if the client is asked: in `ask` (`src/observe/mod.rs`), change `due && chance > 0.0` to `due`.
+    #[test]
+    fn a_client_without_a_chance_is_not_asked() {
+        let slots = [const { Slot::new() }; 2];
+        let block = core::ptr::without_provenance_mut(32);
+        for slot in &slots {
+            slot.set(&REPLACING, Rate::Bytes(1));
+            assert_eq!(ask(&slots, block, 1 << 20), REPLACED, "due for sure");
+            slot.set_rates(0, 0);
+            assert_eq!(ask(&slots, block, 1 << 20), block);
+            slot.clear();
+        }
     }
 }
