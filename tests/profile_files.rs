@@ -98,6 +98,57 @@ fn pprof_reads_it() {
     assert!(lined > file.location.len() / 2, "most have lines");
 }
 
+/// Calls itself from one place, so often, and then takes a block.
+#[inline(never)]
+fn known_recursion(depth: usize, held: &mut Vec<Vec<u8>>) {
+    if depth > 1 {
+        known_recursion(depth - 1, held);
+    } else {
+        held.push(vec![1; 1 << 20]);
+    }
+    // Not a jump.
+    std::hint::black_box(&held);
+}
+
+/// A stack has as many frames in one format as in the other, however often a function has called itself from one place.
+///
+/// Red if its calls are one: in `write` (`src/profile/proto.rs`), change `chunk_by(|_, next| !next.innermost)` to
+/// `chunk_by(|a, b| a.address == b.address)`.
+#[test]
+fn every_call_of_a_recursion_is_a_frame() {
+    let alone = profile_common::alone();
+    profile::start(&Options::new().interval(1)).expect("it can be observed");
+    let mut held = Vec::with_capacity(3);
+    for depth in [9, 2, 5] {
+        known_recursion(depth, &mut held);
+    }
+    let profile = profile::snapshot();
+    profile::stop();
+    drop(alone);
+    let calls = |stack: &[&str]| stack.iter().filter(|function| function.contains("known_recursion")).count();
+
+    let mut folded = Vec::new();
+    profile.write_folded(View::Live, &mut folded).expect("a vector takes everything");
+    let folded = String::from_utf8(folded).expect("text");
+    let of_folded: BTreeSet<(usize, usize)> = folded
+        .lines()
+        .map(|line| line.rsplit_once(' ').expect("two parts").0.split(';').collect::<Vec<_>>())
+        .map(|stack| (calls(&stack), stack.len()))
+        .filter(|&(calls, _)| calls > 0)
+        .collect();
+    let read = Read_::of(&profile);
+    let of_pprof: BTreeSet<(usize, usize)> = read
+        .0
+        .sample
+        .iter()
+        .map(|sample| read.functions(sample))
+        .map(|stack| (calls(&stack), stack.len()))
+        .filter(|&(calls, _)| calls > 0)
+        .collect();
+    assert_eq!(of_folded.iter().map(|stack| stack.0).collect::<Vec<_>>(), [2, 5, 9], "{folded}");
+    assert_eq!(of_pprof, of_folded, "{folded}");
+}
+
 /// What valgrind's viewer asserts when it loads a file (`dhat/dh_view.js`) and its documentation says of fields
 /// (`dhat/dh_main.c`, "File format").
 ///

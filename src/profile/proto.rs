@@ -170,9 +170,10 @@ pub(super) fn write(profile: &Profile, out: impl Write) -> io::Result<()> {
     }
     for site in profile.sites() {
         let frames = symbols.stack(site.frames());
-        // Frames of one address lie side by side, and some of the first may be left out.
+        // Frames of one return address lie side by side, and some of the first may be left out. The next may be the same
+        // address once more: a function that calls itself.
         let mut locations = Vec::new();
-        for group in frames.chunk_by(|a, b| a.address == b.address) {
+        for group in frames.chunk_by(|_, next| !next.innermost) {
             let address = group[0].address;
             if address != 0 {
                 let left_out = symbols.at(address).len().saturating_sub(group.len());

@@ -8,6 +8,8 @@ use std::rc::Rc;
 #[derive(Debug)]
 pub(super) struct Frame {
     pub(super) address: usize,
+    /// Whether it is the innermost one of its address: where, in a stack, the frames of a return address begin.
+    pub(super) innermost: bool,
     pub(super) name: String,
     /// The name as the linker has it.
     pub(super) symbol: String,
@@ -98,7 +100,16 @@ impl Symbols {
 
 fn unknown(address: usize) -> Frame {
     let name = format!("{address:#x}");
-    Frame { address, symbol: name.clone(), name, file: String::new(), line: 0, column: 0, known: false }
+    Frame {
+        address,
+        innermost: true,
+        symbol: name.clone(),
+        name,
+        file: String::new(),
+        line: 0,
+        column: 0,
+        known: false,
+    }
 }
 
 fn resolve(address: usize) -> Rc<[Rc<Frame>]> {
@@ -108,6 +119,7 @@ fn resolve(address: usize) -> Rc<[Rc<Frame>]> {
         let Some(name) = symbol.name() else { return };
         frames.push(Rc::new(Frame {
             address,
+            innermost: frames.is_empty(),
             // Without the hash at its end.
             name: format!("{name:#}"),
             symbol: name.as_str().unwrap_or_default().to_string(),
