@@ -8,8 +8,8 @@ mod rcu_common;
 
 use core::ffi::{c_int, c_void};
 use std::alloc::Layout;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use pcpalloc::rcu::{self, RcuHead};
 use pcpalloc::{Drain, Mode, PcpAlloc};
@@ -29,8 +29,13 @@ static BUDGET: AtomicUsize = AtomicUsize::new(0);
 static STEPS: AtomicUsize = AtomicUsize::new(0);
 static HITS: AtomicUsize = AtomicUsize::new(0);
 static CORRUPT: AtomicUsize = AtomicUsize::new(0);
+/// The block that the handler got last, and keeps until it gets another.
+static KEPT: AtomicPtr<u8> = AtomicPtr::new(null_mut());
+/// What the handler's blocks are full of, which nobody else's are.
+const MARK: u8 = 0xe7;
 
-/// Allocates, fills, and frees: in turn at once, and after a grace period.
+/// Allocates, fills and keeps a block, and frees the one that it got before: in turn at once, and after a grace period. So
+/// it has each for as long as the operation takes from one step to a later one.
 extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     if BUDGET.fetch_sub(1, Ordering::Relaxed) == 1 {
         // SAFETY: the kernel passes a `ucontext_t` to a handler with SA_SIGINFO; its flags are those to return with.
@@ -39,10 +44,12 @@ extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     let step = STEPS.fetch_add(1, Ordering::Relaxed);
     let Some(block) = GLOBAL.try_alloc_nolock(LAYOUT) else { return };
     HITS.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: ours; large and aligned enough for the head.
+    // SAFETY: ours, and of this size.
+    unsafe { block.as_ptr().write_bytes(MARK, LAYOUT.size()) };
+    let Some(block) = NonNull::new(KEPT.swap(block.as_ptr(), Ordering::Relaxed)) else { return };
+    // SAFETY: ours since an earlier step; large and aligned enough for the head.
     unsafe {
-        fill(block, LAYOUT.size());
-        if !is_filled(block, LAYOUT.size()) {
+        if !is_marked(block) {
             CORRUPT.fetch_add(1, Ordering::Relaxed);
         }
         if step.is_multiple_of(500) {
@@ -53,6 +60,15 @@ extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
             GLOBAL.free_nolock(block, LAYOUT);
         }
     }
+}
+
+/// Whether one of the handler's blocks still holds what the handler put there.
+///
+/// # Safety
+/// The block is the handler's.
+unsafe fn is_marked(block: NonNull<u8>) -> bool {
+    // SAFETY: the caller's obligation; blocks are as large.
+    unsafe { core::slice::from_raw_parts(block.as_ptr(), LAYOUT.size()) }.iter().all(|&byte| byte == MARK)
 }
 
 /// Enough blocks to run the stack empty and then full, so that both slow paths are stepped through.
@@ -118,6 +134,13 @@ fn every_operation() {
     stepped("a mapping", large);
     stepped("trim", || assert_eq!(GLOBAL.trim().unreachable_cpus, 0));
     stepped("no charge", || GLOBAL.charge_nolock(LAYOUT, 0).unwrap());
+    if let Some(block) = NonNull::new(KEPT.swap(null_mut(), Ordering::Relaxed)) {
+        // SAFETY: the handler's last, which nobody uses any more.
+        unsafe {
+            assert!(is_marked(block), "the handler was given a block that is in use");
+            dealloc(block, LAYOUT);
+        }
+    }
     rcu::barrier();
     GLOBAL.drain(Drain::All);
     let stats = GLOBAL.stats();
