@@ -204,6 +204,53 @@ fn other_handlers_are_called_and_other_faults_left_alone() {
     assert_eq!((outcome.signal(), outcome.stderr.as_str()), (Some(libc::SIGSEGV), ""), "{outcome:#?}");
 }
 
+/// A signal that somebody sends is no bad access: it does what it would do without us, which is to end the process, or
+/// nothing if the process wants it so. What is a bad access is reported afterwards, too.
+///
+/// Red if a signal that was sent is taken for an access that is tried again: in `enter` (`src/sys/fault.rs`), change
+/// `libc::raise(signal);` to nothing; or if one that is ignored ends the process: there, change
+/// `libc::SIG_IGN if by_a_program => {}` to nothing.
+#[test]
+fn a_signal_that_was_sent_does_what_it_would_do_without_us() {
+    const NAME: &str = "a_signal_that_was_sent_does_what_it_would_do_without_us";
+    child::body(NAME, |argument| {
+        if debug::has_guards() {
+            return say("too early", "yes");
+        }
+        let ignored = argument == "ignored";
+        // SAFETY: neither is a function, and both may be asked for.
+        unsafe { libc::signal(libc::SIGSEGV, if ignored { libc::SIG_IGN } else { libc::SIG_DFL }) };
+        let block = (0..1000).map(|_| allocated_here(|_| true)).find(|&block| debug::is_guarded(block));
+        let block = block.expect("a sample in twenty million");
+        freed_here(block);
+        // To the process, which any thread may take, and to this thread, which takes it before the call returns.
+        // SAFETY: both are system calls without preconditions.
+        unsafe {
+            libc::kill(libc::getpid(), libc::SIGSEGV);
+            if ignored {
+                libc::raise(libc::SIGSEGV);
+            } else {
+                // For whichever thread it is to have ended the process.
+                std::thread::sleep(std::time::Duration::from_secs(20));
+            }
+        }
+        say("survived", "yes");
+        if ignored {
+            accessed_here(block);
+        }
+    });
+    let run = |argument| {
+        let mut runs = (0..8).map(|_| Child::new(NAME, argument).settings("guard:1/50000").run());
+        runs.find(|outcome| !outcome.stdout.contains("too early")).expect("a sample at the right time")
+    };
+    let outcome = run("deadly");
+    assert_eq!((outcome.signal(), outcome.stderr.as_str()), (Some(libc::SIGSEGV), ""), "{outcome:#?}");
+    assert!(!outcome.stdout.contains("survived"), "{outcome:#?}");
+    let outcome = run("ignored");
+    assert_eq!((outcome.signal(), outcome.value("survived")), (Some(libc::SIGSEGV), "yes"), "{outcome:#?}");
+    assert!(outcome.stderr.starts_with("pcpalloc: use after free"), "{outcome:#?}");
+}
+
 /// Bytes of a signal stack that a report may take beyond what the kernel needs for the signal: Rust gives threads 8 KiB in
 /// all, and the kernel's part is half of that with AVX-512.
 const REPORT_STACK: usize = 3 * KIB + KIB / 2;

@@ -97,9 +97,17 @@ unsafe extern "C" fn enter(signal: c_int, info: *mut libc::siginfo_t, context: *
             keep_errno(|| handler(&Fault { address: (*info).si_addr() as usize, at, wrote }));
         }
         let before = (*BEFORE.0.get()).as_ref();
+        let by_a_program = (*info).si_code <= 0;
         match before.map_or(libc::SIG_DFL, |before| before.sa_sigaction) {
-            // The access is tried again, and nobody stands in the way.
-            libc::SIG_DFL | libc::SIG_IGN => stand_aside(signal),
+            libc::SIG_IGN if by_a_program => {}
+            // The access is tried again, and nobody stands in the way. What a program sent comes but once, so it is sent
+            // again: it waits until this handler has returned.
+            libc::SIG_DFL | libc::SIG_IGN => {
+                stand_aside(signal);
+                if by_a_program {
+                    libc::raise(signal);
+                }
+            }
             function if before.is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0) => {
                 let function: unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
                     core::mem::transmute(function);
