@@ -263,3 +263,25 @@ fn names_run_out() {
     let less = Child::new("names_run_out", "").run().succeeded().number("less");
     assert!((37 * MIB..38 * MIB).contains(&less), "{less}");
 }
+
+/// What is out under no tag has a name, which a tag may be given, too: there is one line of it all the same.
+///
+/// Red if the tag is one of its own: in `register` (`src/tag/mod.rs`), change `self.name == UNTAGGED_NAME` to `false`.
+#[test]
+fn a_tag_called_untagged_is_none() {
+    const NAME: &str = "a_tag_called_untagged_is_none";
+    body(NAME, |_| {
+        let tag = Tag::new("untagged");
+        let untagged = || tag::stats().next().expect("there is always one");
+        let before = untagged().bytes;
+        let vector: VecIn<u8, &Tag> = VecIn::with_capacity_in(8 * MIB, &tag);
+        assert!((8 * MIB..9 * MIB).contains(&(untagged().bytes - before)), "{}", untagged());
+        assert!(tag.stats().bytes >= 8 * MIB && tag.stats().name == "untagged");
+        let mut text = String::with_capacity(64 * KIB);
+        GLOBAL.heap().write_prometheus(&mut text).expect("a string takes everything");
+        let series = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+        assert_eq!(series("pcpalloc_tag_bytes{tag=\"untagged\"}"), 1, "{text}");
+        drop(vector);
+    });
+    Child::new(NAME, "").run().succeeded();
+}

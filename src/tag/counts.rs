@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-use super::{TAGS, TagStats};
+use super::{TAGS, TagStats, UNTAGGED_NAME};
 use crate::Config;
 use crate::sys::ThreadExit;
 use crate::zone::META;
@@ -193,7 +193,7 @@ unsafe extern "C" fn thread_exit(own: *mut c_void) {
 
 /// What is out under the tag of this number; the name is that of blocks without a tag.
 pub(super) fn sum(number: u8) -> TagStats {
-    let mut stats = TagStats { name: "untagged", bytes: 0, blocks: 0, allocated_bytes: 0, allocated_blocks: 0 };
+    let mut stats = TagStats { name: UNTAGGED_NAME, bytes: 0, blocks: 0, allocated_bytes: 0, allocated_blocks: 0 };
     let (mut freed_bytes, mut freed_blocks) = (0usize, 0usize);
     for counts in all_counts().chain(core::iter::once(&SHARED)) {
         let Count { allocated, freed } = &counts.tags[number as usize % TAGS];

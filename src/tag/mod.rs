@@ -58,6 +58,7 @@ use crate::zone::META;
 const TAGS: usize = 64;
 /// The tag of blocks that nobody has named a tag for.
 const UNTAGGED: u8 = 0;
+const UNTAGGED_NAME: &str = "untagged";
 /// Of a [`Tag`]: it has no number yet. Of a thread: no tag is in force, and it has not looked after [`untagged`] yet.
 const UNKNOWN: u8 = u8::MAX;
 
@@ -66,7 +67,7 @@ static NAMES: [AtomicPtr<&'static str>; TAGS] = [const { AtomicPtr::new(null_mut
 
 /// A name under which blocks are counted.
 ///
-/// Tags of the same name are the same tag. 63 names are told apart; blocks of further tags are counted as untagged.
+/// Tags of the same name are the same tag, and one that is called `untagged` is none. 63 names are told apart; blocks of further tags are counted as untagged.
 #[derive(Debug)]
 pub struct Tag {
     name: &'static str,
@@ -132,7 +133,8 @@ impl Tag {
     /// what is freed is taken from where it was added.
     #[cold]
     fn register(&self) -> u8 {
-        let number = (UNTAGGED + 1..TAGS as u8).find(|&number| self.takes(&NAMES[number as usize])).unwrap_or(UNTAGGED);
+        let named = || (UNTAGGED + 1..TAGS as u8).find(|&number| self.takes(&NAMES[number as usize]));
+        let number = if self.name == UNTAGGED_NAME { UNTAGGED } else { named().unwrap_or(UNTAGGED) };
         // Relaxed: several threads may come here, and the first one's answer stands for all.
         match self.number.compare_exchange(UNKNOWN, number, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => number,
