@@ -64,8 +64,7 @@ extern "C" fn on_sample(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void)
     let sample = block.cast::<Sample>().as_ptr();
     // SAFETY: the block is ours and large enough; the kernel passes a `ucontext_t`.
     unsafe {
-        let registers = &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        let [ip, sp, bp] = [libc::REG_RIP, libc::REG_RSP, libc::REG_RBP].map(|n| registers[n as usize] as usize);
+        let [ip, sp, bp] = registers(&*context.cast::<libc::ucontext_t>());
         (*sample).addresses[0] = ip;
         (*sample).len = 1 + walk(sp, bp, &mut (&mut (*sample).addresses)[1..]);
         let mut next = SAMPLES.load(Ordering::Relaxed);
@@ -78,6 +77,25 @@ extern "C" fn on_sample(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void)
             }
         }
     }
+}
+
+/// Where a thread was interrupted: the address of the instruction, the stack pointer, and the frame pointer.
+#[cfg(target_arch = "x86_64")]
+fn registers(context: &libc::ucontext_t) -> [usize; 3] {
+    [libc::REG_RIP, libc::REG_RSP, libc::REG_RBP].map(|n| context.uc_mcontext.gregs[n as usize] as usize)
+}
+
+/// As above. Register 29 is the frame pointer. (AAPCS64, 6.4.6.)
+#[cfg(target_arch = "aarch64")]
+fn registers(context: &libc::ucontext_t) -> [usize; 3] {
+    let registers = &context.uc_mcontext;
+    [registers.pc, registers.sp, registers.regs[29]].map(|value| value as usize)
+}
+
+/// Elsewhere nobody asks: `main` says that the program is not available.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn registers(_context: &libc::ucontext_t) -> [usize; 3] {
+    [0; 3]
 }
 
 /// Follows frame pointers for as long as they lead up the thread's own stack.
@@ -180,6 +198,11 @@ fn count_words(seed: usize, stop: &AtomicBool) -> usize {
 }
 
 fn main() {
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return println!(
+            "not available: where this processor keeps its registers in a signal is known of x86-64 and aarch64"
+        );
+    }
     let seconds = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(3.0);
     GLOBAL.charge_nolock(LAYOUT, 128).expect("memory for the samples");
     // SAFETY: the structures are initialised before use; the handler is of the type that SA_SIGINFO asks for.
