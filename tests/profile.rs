@@ -15,8 +15,9 @@ use common::child::{self, Child, say};
 use common::kernel::Kernel;
 use common::model::{Holder, Oracle};
 use common::{HEAP, MIB, on_threads, scaled};
+use pcpalloc::debug::failures::{self, Call};
 use pcpalloc::debug::{Level, check};
-use pcpalloc::profile::{self, Options, Unwinder, View};
+use pcpalloc::profile::{self, Options, StartError, Unwinder, View};
 use pcpalloc::{Drain, PcpAlloc, rcu};
 use profile_common::{Held, Read_, alone, bounds, deviations, run};
 
@@ -404,4 +405,29 @@ fn the_file_is_written_at_exit() {
     let nothing = Child::new(AT_EXIT, "").settings("profile_to:").run().succeeded();
     assert!(nothing.stderr.contains("\"profile_to:\" is left out"), "{nothing:#?}");
     std::fs::remove_dir_all(directory).expect("the files");
+}
+
+/// A start that is refused leaves what the profile before it has recorded.
+///
+/// Red if the book is begun before it is known that frees can be seen: in `start` (`src/profile/mod.rs`), move
+/// `record::begin();` in front of `observe::start`.
+#[test]
+fn a_start_that_is_refused_changes_nothing() {
+    const NAME: &str = "a_start_that_is_refused_changes_nothing";
+    child::body(NAME, |_| {
+        profile::start(&Options::new().interval(4096)).expect("it can be observed");
+        let kept: Vec<Vec<u8>> = (0..100).map(|n| vec![n; 10_000]).collect();
+        profile::stop();
+        let before = profile::snapshot();
+        assert!(before.total(View::Live).bytes > MIB as u64 / 2, "{before:?}");
+        failures::fail(Call::Fence as u32, 0, usize::MAX);
+        let refused = profile::start(&Options::new().interval(64));
+        failures::fail(0, 0, 0);
+        assert_eq!((refused, profile::interval()), (Err(StartError::Unobservable), None));
+        let after = profile::snapshot();
+        assert_eq!((after.total(View::Live), after.interval()), (before.total(View::Live), 4096));
+        profile::start(&Options::new()).expect("it can be observed again");
+        drop(kept);
+    });
+    Child::new(NAME, "").run().succeeded();
 }

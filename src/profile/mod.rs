@@ -155,24 +155,22 @@ impl core::error::Error for StartError {}
 pub fn start(options: &Options) -> Result<(), StartError> {
     heap::ensure_up(&Config::new());
     let mut interval = INTERVAL.lock();
-    unwind::configure(options.unwinder, options.depth);
     if *interval == 0 {
         unwind::warm_up();
-        if !record::begin() {
+        if !record::make_room() {
             return Err(StartError::OutOfMemory);
         }
     }
-    match observe::start(Role::Profiler, &PROFILER, Rate::Bytes(options.interval)) {
-        Ok(()) => {
-            *interval = options.interval;
-            LAST.store(options.interval, Ordering::Relaxed);
-            Ok(())
-        }
-        Err(_) => {
-            record::end();
-            Err(StartError::Unobservable)
-        }
+    observe::start(Role::Profiler, &PROFILER, Rate::Bytes(options.interval)).map_err(|_| StartError::Unobservable)?;
+    unwind::configure(options.unwinder, options.depth);
+    if *interval == 0 {
+        // Last, since what the book before says can be read for as long as there is no other. Until then it is closed, and
+        // a sample is left out like the allocations before it.
+        record::begin();
     }
+    *interval = options.interval;
+    LAST.store(options.interval, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Ends the profile. What has been recorded can be read until the next [`start`].

@@ -378,13 +378,19 @@ impl Client for Profiler {
     }
 }
 
-/// Begins a new book; false if there is no memory for one. Nobody is told of samples meanwhile.
-pub(super) fn begin() -> bool {
+/// Has memory for a book; false if there is none.
+pub(super) fn make_room() -> bool {
     let mut book = BOOK.lock();
     if book.memory.is_none() {
         book.memory = Memory::new();
     }
-    let Some(memory) = book.memory else { return false };
+    book.memory.is_some()
+}
+
+/// Begins a new book in place of the last, which is closed. There is memory for it.
+pub(super) fn begin() {
+    let mut book = BOOK.lock();
+    let Some(memory) = book.memory else { return };
     // SAFETY: the array has as many heads.
     unsafe { memory.heads.write_bytes(0, HEADS) };
     *book = Book {
@@ -400,7 +406,6 @@ pub(super) fn begin() -> bool {
         sampling: true,
     };
     NESTED.store(0, Ordering::Relaxed);
-    true
 }
 
 /// Closes the book, which can still be read. Nobody is told of samples any more.
