@@ -46,9 +46,14 @@ pub(crate) fn is_up() -> bool {
 #[cold]
 #[inline(never)]
 fn bring_up(config: &Config) {
-    let me = sys::thread_id();
     // Acquire: as in `ensure_up`.
-    if STATE.load(Ordering::Acquire) == DOWN {
+    let state = STATE.load(Ordering::Acquire);
+    // Every slow path comes here in a program whose settings are the default: no more than a look.
+    if state == UP_BY_DEFAULT {
+        return replace_default(config);
+    }
+    let me = sys::thread_id();
+    if state == DOWN {
         register_for_fork(me);
     }
     // Relaxed: what was set is seen by the loads below.

@@ -267,7 +267,7 @@ fn write_rcu(text: &mut Text<impl Write>) -> fmt::Result {
     }
     let rows = [
         ("rcu_pending", "Objects that wait for a grace period, or to be freed after it.", stats.pending_pointers),
-        ("rcu_pending_bytes", "Bytes of them, in pages that are not being filled.", stats.pending_bytes),
+        ("rcu_pending_bytes", "Bytes of them.", stats.pending_bytes),
         ("rcu_pages", "Pages of pointers in use or spare.", stats.blocks),
         ("rcu_freed_total", "Blocks freed after a grace period.", stats.freed),
         ("rcu_called_total", "Calls made after a grace period.", stats.called),

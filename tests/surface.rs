@@ -203,7 +203,7 @@ fn answers() {
     domain.retire(Box::new([0u8; 100]));
     let report: RcuReport = domain.drain();
     assert_eq!(report.to_string(), format!("{} freed, {} B in blocks", report.freed, report.freed_bytes));
-    let none = "0 pending, 0 B sealed, 0 freed, 0 called, 0 leaked, 0 grace periods (median 0ns, 99 % 0ns), \
+    let none = "0 pending, 0 B, 0 freed, 0 called, 0 leaked, 0 grace periods (median 0ns, 99 % 0ns), \
                 0 expedited, 0 waits at the high mark, 0 stalls";
     assert_eq!(RcuStats::default().to_string(), none);
     assert!(domain.stats().to_string().contains(" grace periods (median "));

@@ -38,6 +38,7 @@ const LEAST_LIMIT: usize = 4 << 20;
 /// `hardened:random+guard` some by name; `guard:1/5000` samples one allocation in 5000. What cannot be understood is
 /// reported on standard error and left as it was. Marks are compared when all of them are read, in whatever order they stand:
 /// two that contradict each other are both left out. A `low` where no `high` is set, here or there, is the high mark, too.
+/// A program that has rights which its user has not (set-user-ID, file capabilities) does not hear it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias("malloc_conf", "MALLOC_CONF", "mallopt", "mi_option_set"))]
 pub struct Config {

@@ -163,7 +163,7 @@ impl Core {
         // Relaxed throughout: statistics.
         RcuStats {
             pending_pointers: self.pending_pointers(),
-            pending_bytes: self.pending_bytes(),
+            pending_bytes: self.pending_bytes() + self.filling_bytes(),
             grace_periods: periods.count(),
             expedited: periods.stats.expedited.load(Ordering::Relaxed),
             fallbacks: counters.fallbacks.load(Ordering::Relaxed),

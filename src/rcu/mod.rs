@@ -55,18 +55,18 @@
 //! block among those that a page does not take, and M the larger of P and L,
 //!
 //! ```text
-//! pending_bytes  <=  high + CPUs * P + T * M
+//! high + CPUs * P + T * M
 //! ```
 //!
-//! since each thread finds out after it has added one page or block, and part-filled pages are sealed once while
-//! a batch waits, whatever waits already. Pages that fill anew meanwhile hold `(CPUs + 1) * P` at most, so no
-//! more than
+//! bytes at most wait in full pages, since each thread finds out after it has added one page or block, and part-filled
+//! pages are sealed once while a batch waits, whatever waits already. Pages that fill anew meanwhile hold
+//! `(CPUs + 1) * P` at most, so
 //!
 //! ```text
-//! high + (2 * CPUs + 1) * P + T * M
+//! pending_bytes  <=  high + (2 * CPUs + 1) * P + T * M
 //! ```
 //!
-//! bytes are ever held back, and a page of 4 KiB for every 507 pointers. (In a [`Domain`] of one's own, which
+//! and no more is ever held back, but a page of 4 KiB for every 507 pointers. (In a [`Domain`] of one's own, which
 //! fills one page at a time, put 1 for CPUs.) Not bound by it are frees from inside a section, which cannot wait
 //! for its end, from deferred calls, and from nolock contexts, which cannot wait.
 //!

@@ -39,7 +39,7 @@ pub struct RcuReport {
 pub struct RcuStats {
     /// Objects that wait for a grace period, or to be freed after it.
     pub pending_pointers: usize,
-    /// Bytes of them, as far as they are in sealed pages or on the chain.
+    /// Bytes of them.
     pub pending_bytes: usize,
     /// Grace periods that have ended.
     pub grace_periods: u64,
@@ -85,7 +85,7 @@ impl fmt::Display for RcuReport {
 impl fmt::Display for RcuStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RcuStats { pending_pointers, grace_periods, expedited, waits, stalls, leaked, .. } = *self;
-        write!(f, "{pending_pointers} pending, {} sealed, {} freed, ", Size(self.pending_bytes), self.freed)?;
+        write!(f, "{pending_pointers} pending, {}, {} freed, ", Size(self.pending_bytes), self.freed)?;
         write!(f, "{} called, {leaked} leaked, {grace_periods} grace periods ", self.called)?;
         write!(f, "(median {:?}, 99 % {:?}), ", self.grace_period_median, self.grace_period_p99)?;
         write!(f, "{expedited} expedited, {waits} waits at the high mark, {stalls} stalls")
