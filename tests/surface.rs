@@ -170,7 +170,8 @@ impl<S: BlockSource> Holds<S> {
 #[test]
 fn sources() {
     Holds::over(GLOBAL);
-    Holds::over(&GLOBAL);
+    let borrowed: &'static PcpAlloc = &GLOBAL;
+    Holds::<&PcpAlloc>::over(borrowed);
     Holds::over(Box::new(Passing) as Box<dyn BlockSource>);
     Holds { domain: Domain::default() }.domain.retire(Box::new(1));
     static STATIC: Counting = Counting { out: AtomicUsize::new(0), asked: AtomicUsize::new(0) };
