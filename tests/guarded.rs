@@ -323,7 +323,9 @@ fn samples_are_as_frequent_as_asked_for() {
     child::body(NAME, |_| {
         say("small", sampled(SIZE, 40_000));
         say("page", sampled(4 * KIB, 4000));
-        say("larger", sampled(4 * KIB + 1, 4000));
+        // SAFETY: a system call without preconditions.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        say("larger", sampled(page + 1, 4000));
         assert_eq!(in_a_fork(|| assert!(sampled(SIZE, 4000) > 10)), 0);
     });
     let outcome = Child::new(NAME, "").settings("guard:1/40").run().succeeded();
