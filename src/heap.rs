@@ -20,11 +20,11 @@ static STATE: AtomicU32 = AtomicU32::new(DOWN);
 /// which it has stored itself.
 static BRINGER: AtomicU32 = AtomicU32::new(0);
 /// The thread that registers the handlers for `fork`, or has.
-static HOOKER: AtomicU32 = AtomicU32::new(0);
+static REGISTRAR: AtomicU32 = AtomicU32::new(0);
 
 /// The process in which that thread is at it, 0 if there was none so far, or that it is done.
-static HOOKS: AtomicU32 = AtomicU32::new(0);
-const HOOKED: u32 = u32::MAX;
+static REGISTRATION: AtomicU32 = AtomicU32::new(0);
+const REGISTERED: u32 = u32::MAX;
 
 /// The thread that holds the locks of the heap, for a `fork`. Relaxed: as above.
 static FORKER: AtomicU32 = AtomicU32::new(0);
@@ -99,20 +99,22 @@ fn register_for_fork(me: u32) {
     let process = std::process::id();
     loop {
         // Acquire, paired with the release below: whoever lets the heap come up does so when the handlers are there.
-        let found = HOOKS.load(Ordering::Acquire);
-        if found == HOOKED {
+        let found = REGISTRATION.load(Ordering::Acquire);
+        if found == REGISTERED {
             return;
         }
         if found == process {
             // Not for ever: who is here may hold the lock that the other needs, in a handler of somebody else's.
-            if HOOKER.load(Ordering::Relaxed) == me || !wait_while(|| HOOKS.load(Ordering::Acquire) == process) {
+            if REGISTRAR.load(Ordering::Relaxed) == me
+                || !wait_while(|| REGISTRATION.load(Ordering::Acquire) == process)
+            {
                 return;
             }
-        } else if HOOKS.compare_exchange(found, process, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        } else if REGISTRATION.compare_exchange(found, process, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             // Relaxed: what is stored says no more than who stored it.
-            HOOKER.store(me, Ordering::Relaxed);
+            REGISTRAR.store(me, Ordering::Relaxed);
             sys::at_fork(before_fork, after_fork, after_fork_in_child);
-            HOOKS.store(HOOKED, Ordering::Release);
+            REGISTRATION.store(REGISTERED, Ordering::Release);
         }
     }
 }
@@ -195,7 +197,7 @@ extern "C" fn before_fork() {
     let me = sys::thread_id();
     // Acquire: as in `ensure_up`.
     let state = || STATE.load(Ordering::Acquire);
-    let is_mine = |state| if state == DOWN { &HOOKER } else { &BRINGER }.load(Ordering::Relaxed) == me;
+    let is_mine = |state| if state == DOWN { &REGISTRAR } else { &BRINGER }.load(Ordering::Relaxed) == me;
     if state() < UP && (is_mine(state()) || !wait_while(|| state() < UP)) {
         return;
     }

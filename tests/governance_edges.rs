@@ -67,6 +67,13 @@ fn sleeps() -> u64 {
     .sum()
 }
 
+/// Whether the worker is there and sleeps: awake, it looks seven times at least in two seconds.
+fn falls_asleep() -> bool {
+    let before = sleeps();
+    std::thread::sleep(Duration::from_secs(2));
+    before > 0 && sleeps() == before
+}
+
 /// Memory below `min` is handed out last, but it is handed out: also runs that are kept as they were freed.
 ///
 /// Hangs if those are not looked at then: in `first_block` (`src/zone/buddy/search.rs`), unpark only if `warm_first`.
@@ -140,34 +147,23 @@ fn a_reserve_lets_the_worker_sleep() {
     child::body(NAME, |_| {
         drop(vec![1u8; 3 * MIB]);
         drop((0..5000).map(|_| vec![1u8; 1000]).collect::<Vec<_>>());
-        // Seven looks at least in two seconds, were it awake.
-        let slept = becomes(|| {
-            let before = sleeps();
-            std::thread::sleep(Duration::from_secs(2));
-            before > 0 && sleeps() == before
-        });
-        assert!(slept, "it looked {} times; {}", sleeps(), HEAP.stats());
+        assert!(becomes(falls_asleep), "it looked {} times; {}", sleeps(), HEAP.stats());
         assert!(HEAP.stats().free_resident > 2 * MIB, "the reserve is there: {}", HEAP.stats());
     });
     Child::new(NAME, "").settings("min:8m").run().succeeded();
 }
 
-/// A mark that is set while the worker is up is seen by it, however late: here a low mark right before it sleeps, many times.
+/// A low mark that is set while the worker sleeps wakes it.
 ///
-/// Red if a call does not ring for one who is awake: in `call` (`src/zone/bell.rs`), ring only where the listener is asleep;
-/// not in every run.
+/// Red if nobody is called: in `set_watermarks` (`src/control/watermarks.rs`), leave the call out.
 #[test]
-fn a_low_mark_is_seen_by_a_worker_on_its_way_to_sleep() {
-    const NAME: &str = "a_low_mark_is_seen_by_a_worker_on_its_way_to_sleep";
+fn a_low_mark_wakes_the_worker() {
+    const NAME: &str = "a_low_mark_wakes_the_worker";
     child::body(NAME, |_| {
-        for turn in 0..2 {
-            drop(vec![1u8; 3 * MIB]);
-            HEAP.set_watermarks(Watermarks { min: 0, low: 8 * MIB, high: 16 * MIB }).unwrap();
-            let there = becomes(|| HEAP.stats().free_resident >= 8 * MIB);
-            assert!(there, "turn {turn}: {}", HEAP.stats());
-            HEAP.set_watermarks(Watermarks { min: 0, low: 0, high: 0 }).unwrap();
-            std::thread::sleep(Duration::from_millis(2000 + 250 * turn));
-        }
+        drop(vec![1u8; 3 * MIB]);
+        assert!(becomes(falls_asleep), "it looked {} times; {}", sleeps(), HEAP.stats());
+        HEAP.set_watermarks(Watermarks { min: 0, low: 8 * MIB, high: 16 * MIB }).unwrap();
+        assert!(becomes(|| HEAP.stats().free_resident >= 8 * MIB), "{}", HEAP.stats());
     });
     Child::new(NAME, "").run().succeeded();
 }

@@ -16,8 +16,6 @@ use crate::list::List;
 use crate::lock::Lock;
 use crate::{ConfigError, percpu, sys};
 
-const BACKLOG: Backlog = Backlog { low: 4 << 20, high: 32 << 20 };
-
 pub(super) struct Core {
     pub(super) periods: GracePeriods,
     /// Whether this domain has the CPUs' deferred stacks to itself.
@@ -80,8 +78,8 @@ impl Core {
             pool: Pool::new(),
             bytes: AtomicUsize::new(0),
             pointers: AtomicUsize::new(0),
-            low: AtomicUsize::new(BACKLOG.low),
-            high: AtomicUsize::new(BACKLOG.high),
+            low: AtomicUsize::new(Backlog::INITIAL.low),
+            high: AtomicUsize::new(Backlog::INITIAL.high),
             hurry: AtomicBool::new(false),
             signal: AtomicU32::new(0),
             sleeping: AtomicBool::new(false),

@@ -12,7 +12,8 @@ const NEST_BITS: u32 = 16;
 const NEST_MASK: u64 = (1 << NEST_BITS) - 1;
 
 /// What a thread announces: `(grace period << 16) + depth`; depth 0 means that it does not read. Written by its
-/// thread alone, whose it is until it is given up and not read in any more, and by signal handlers on it, which leave it as they found it.
+/// thread alone, whose it is until it is given up and not read in any more, and by signal handlers on it, which leave it
+/// as they found it.
 ///
 /// Every store is a release, paired with the acquire in [`State::is_past`]: whatever the thread read in sections
 /// that the value says are over, it has read before. (On x86-64 a release costs nothing.)

@@ -94,47 +94,24 @@ impl BlockSource for PcpAlloc {
     }
 }
 
-impl<S: BlockSource + ?Sized> BlockSource for &'static S {
-    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
-        (**self).try_alloc_nolock(layout)
-    }
+/// A pointer to a source is that source.
+macro_rules! by_pointer {
+    ($($pointer:ty),*) => {$(
+        impl<S: BlockSource + ?Sized> BlockSource for $pointer {
+            fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
+                (**self).try_alloc_nolock(layout)
+            }
 
-    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's obligation, and it came from the same source.
-        unsafe { (**self).free_nolock(ptr, layout) }
-    }
+            unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
+                // SAFETY: the caller's obligation, and it came from the same source.
+                unsafe { (**self).free_nolock(ptr, layout) }
+            }
 
-    fn may_allocate(&self) -> bool {
-        (**self).may_allocate()
-    }
+            fn may_allocate(&self) -> bool {
+                (**self).may_allocate()
+            }
+        }
+    )*};
 }
 
-impl<S: BlockSource + ?Sized> BlockSource for Arc<S> {
-    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
-        (**self).try_alloc_nolock(layout)
-    }
-
-    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's obligation, and it came from the same source.
-        unsafe { (**self).free_nolock(ptr, layout) }
-    }
-
-    fn may_allocate(&self) -> bool {
-        (**self).may_allocate()
-    }
-}
-
-impl<S: BlockSource + ?Sized> BlockSource for Box<S> {
-    fn try_alloc_nolock(&self, layout: Layout) -> Option<NonNull<u8>> {
-        (**self).try_alloc_nolock(layout)
-    }
-
-    unsafe fn free_nolock(&self, ptr: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's obligation, and it came from the same source.
-        unsafe { (**self).free_nolock(ptr, layout) }
-    }
-
-    fn may_allocate(&self) -> bool {
-        (**self).may_allocate()
-    }
-}
+by_pointer!(&'static S, Arc<S>, Box<S>);

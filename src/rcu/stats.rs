@@ -15,10 +15,15 @@ pub struct Backlog {
     pub high: usize,
 }
 
+impl Backlog {
+    /// What a domain has unless told otherwise.
+    pub(super) const INITIAL: Backlog = Backlog { low: 4 << 20, high: 32 << 20 };
+}
+
 /// What a domain has unless told otherwise.
 impl Default for Backlog {
     fn default() -> Self {
-        Backlog { low: 4 << 20, high: 32 << 20 }
+        Backlog::INITIAL
     }
 }
 

@@ -67,7 +67,8 @@ static NAMES: [AtomicPtr<&'static str>; TAGS] = [const { AtomicPtr::new(null_mut
 
 /// A name under which blocks are counted.
 ///
-/// Tags of the same name are the same tag, and one that is called `untagged` is none. 63 names are told apart; blocks of further tags are counted as untagged.
+/// Tags of the same name are the same tag, and one that is called `untagged` is none. 63 names are told apart; blocks of
+/// further tags are counted as untagged.
 #[derive(Debug)]
 pub struct Tag {
     name: &'static str,
