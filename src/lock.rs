@@ -105,8 +105,13 @@ impl<T> Lock<T> {
     pub(crate) fn release(&self) {
         // Release, paired with the acquires above: the next holder sees what was written under the lock.
         if self.state.swap(FREE, Ordering::Release) == CONTENDED {
-            sys::futex_wake(&self.state);
+            self.wake();
         }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        sys::futex_wake(&self.state);
     }
 }
 

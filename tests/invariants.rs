@@ -5,10 +5,10 @@
 mod common;
 
 use std::alloc::GlobalAlloc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::block::layout;
+use common::block::{free, layout, take};
 use common::child::{self, Child, in_a_fork};
 use common::kernel::Kernel;
 use common::{Block, HEAP, KIB, MIB, Random, cpus, move_thread, scaled, thread_number};
@@ -105,6 +105,41 @@ fn misuse_is_seen_that_the_heap_cannot_see() {
     });
     for what in ["twice", "elsewhere"] {
         Child::new(NAME, what).run().succeeded();
+    }
+}
+
+/// Blocks of two zones go back by turns, in common batches, where the one zone has nothing left at the other's places.
+///
+/// Red if a batch stays with the zone of its first block: in `give_each` (`src/slab/bulk.rs`), assign only `committed`.
+#[test]
+fn batches_reach_over_zones() {
+    const NAME: &str = "batches_reach_over_zones";
+    const SIZE: usize = 4 * KIB;
+    child::body(NAME, |_| {
+        let zone_of = |block: &*mut u8| block.addr() >> 30;
+        let mut blocks: Vec<*mut u8> = Vec::new();
+        while blocks.iter().step_by(1000).map(zone_of).collect::<BTreeSet<_>>().len() < 2 {
+            blocks.extend((0..20_000).map(|_| take(SIZE)));
+        }
+        blocks.extend((0..20_000).map(|_| take(SIZE)));
+        blocks.sort_unstable_by_key(|block| block.addr());
+        let second = blocks.partition_point(|block| zone_of(block) == zone_of(&blocks[0]));
+        let (one, other) = blocks.split_at(second);
+        let (first, one) = one.split_at(one.len() - 10_000);
+        first.iter().for_each(|&block| free(block, SIZE));
+        HEAP.trim();
+        for (&one, &other) in one.iter().zip(other) {
+            free(one, SIZE);
+            free(other, SIZE);
+        }
+        other[one.len().min(other.len())..].iter().for_each(|&block| free(block, SIZE));
+        one[one.len().min(other.len())..].iter().for_each(|&block| free(block, SIZE));
+        HEAP.trim();
+        let totals = check(Level::Blocks).expect("everything adds up");
+        assert!(totals.slabs + totals.runs < 64 * KIB && totals.mappings == 0, "{totals:?}");
+    });
+    for kernel in Kernel::MODES {
+        Child::new(NAME, "").kernel(kernel).run().succeeded();
     }
 }
 

@@ -107,20 +107,31 @@ fn twice_in_a_crowd() {
     say("the crowd is gone", "yes");
 }
 
+/// As [`twice_in_a_crowd`], and each in another slab than the one before it.
+fn twice_in_a_scattered_crowd() {
+    let crowd: Vec<*mut u8> = (0..20_000).map(|_| take(SLAB)).collect();
+    let scattered = |n: usize| crowd[n * 7_919 % crowd.len()];
+    (0..10_000).for_each(|n| free(scattered(n), SLAB));
+    misuse(scattered(9_999), SLAB, 8);
+    (10_000..20_000).for_each(|n| free(scattered(n), SLAB));
+    say("the crowd is gone", "yes");
+}
+
 fn drain() {
     HEAP.drain(Drain::All);
 }
 
 type Case = (&'static str, &'static str, fn());
 
-/// Red, case by case, if the look is left out: for `TWICE`, in `Slab::give` (`src/slab/bitmap.rs`), the test of the
-/// bit; for `NOT_IN_USE`, `FOREIGN` and `WRONG_SIZE`, in `zone_of` (`src/slab/tags.rs`), in `run_at`
+/// Red, case by case, if the look is left out: for `TWICE`, in `Slab::give` (`src/slab/bitmap.rs`), or in `give_first` in
+/// the scattered crowd, the test of the bit; for `NOT_IN_USE`, `FOREIGN` and `WRONG_SIZE`, in `zone_of` (`src/slab/tags.rs`), in `run_at`
 /// (`src/large.rs`), and in `find` and `check` (`src/zone/mapping.rs`); for `MIDDLE`, in `Slab::give`, `free_runs`
 /// and `run_at`.
-const CASES: [Case; 37] = [
+const CASES: [Case; 38] = [
     ("slab-twice", TWICE, || twice(SLAB)),
     ("slab-twice-by-two-threads", TWICE, twice_by_two_threads),
     ("slab-twice-in-a-crowd", TWICE, twice_in_a_crowd),
+    ("slab-twice-in-a-scattered-crowd", TWICE, twice_in_a_scattered_crowd),
     ("largest-slab-block-twice", TWICE, || twice(32 * KIB)),
     ("class-run-twice", NOT_IN_USE, || twice(CLASS_RUN)),
     ("run-twice", NOT_IN_USE, || twice(RUN)),

@@ -296,6 +296,7 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
             "xor {n:e}, {n:e}",
             header!(),
             "mov {c}, qword ptr [{h}]
+             .p2align 4
              7:
              mov {t}, qword ptr [{c} - 8]
              test {t}, {t}
@@ -330,10 +331,13 @@ pub(super) fn pop_batch(class: usize, out: &mut [usize]) -> usize {
 /// aborted. They are taken from the front of `blocks`.
 ///
 /// ```text
-/// top = head.top; n = 0
-/// while n < blocks.len() and top < floor.limit:   // the one in force: `observed.rs`
-///     *top++ = blocks[n++]
-/// if n > 0: head.top = top               // commit
+/// top = head.top
+/// if top >= floor.limit: return 0        // the one in force: `observed.rs`
+/// n = min(floor.limit - top, blocks.len())
+/// top[0] = blocks[0]
+/// for m from n - 2 down to 0 in steps of 2:
+///     top[m..m + 2] = blocks[m..m + 2]   // where n is odd, all but the first
+/// head.top = top + n                     // commit
 /// ```
 ///
 /// # Safety
@@ -368,27 +372,35 @@ unsafe fn push_batch_in(table: &Table, class: usize, limit: usize, blocks: &[usi
             "xor {n:e}, {n:e}",
             header!(),
             "mov {c}, qword ptr [{h}]
+             mov {t}, qword ptr [{h} + {limit}]
+             sub {t}, {c}
+             jbe 5f
+             shr {t}, 3
+             cmp {t}, {len}
+             cmova {t}, {len}
+             mov {n}, {t}
+             mov {limit}, qword ptr [{blocks}]
+             mov qword ptr [{c}], {limit}
+             sub {t}, 2
+             jb 8f
+             .p2align 4
              7:
-             cmp {c}, qword ptr [{h} + {limit}]
-             jae 8f
-             mov {t}, qword ptr [{blocks} + 8*{n}]
-             mov qword ptr [{c}], {t}
-             add {c}, 8
-             inc {n}
-             cmp {n}, {len}
-             jb 7b
+             movups {two}, xmmword ptr [{blocks} + 8*{t}]
+             movups xmmword ptr [{c} + 8*{t}], {two}
+             sub {t}, 2
+             jae 7b
              8:
-             test {n}, {n}
-             jz 5f
+             lea {c}, [{c} + 8*{n}]
              mov qword ptr [{h}], {c}",
             leave!("xor {n:e}, {n:e}
                     jmp 5b"),
             off = out(reg) _,
             table = in(reg) table.entries(),
             stopped = in(reg) stopped(class),
-            limit = in(reg) limit,
+            limit = inout(reg) limit => _,
             blocks = in(reg) blocks.as_ptr(),
             len = in(reg) blocks.len(),
+            two = out(xmm_reg) _,
             t = out(reg) _,
             h = out(reg) _,
             c = out(reg) _,

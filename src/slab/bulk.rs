@@ -1,13 +1,14 @@
 //! Blocks of a class moved in bulk, out of slabs and into them, with one hold of the class's lock.
 
+use core::mem;
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering;
 
 use super::Slab;
-use super::bitmap::{Backing, Misuse, are_in_order};
+use super::bitmap::{Arrangement, Backing, GROUP, Misuse, arrangement};
 use super::central::{Slabs, central, run_of};
 use super::retire::{make_room, retire};
-use super::tags::{MIDDLE, TWICE, tag_of, zone_of};
+use super::tags::{MIDDLE, TWICE, expect_tag, tag_of, zone_of};
 use super::{empty, guard, holes};
 use crate::hardening::{self, Hardening};
 use crate::lock::Guard;
@@ -174,38 +175,70 @@ pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
     }
 }
 
-/// As [`free_bulk`], for a class with slabs.
+/// As [`free_bulk`], for a class with slabs, and blocks of one node.
 fn free_to_slabs(class: usize, blocks: &[usize]) {
     let fixed = &CLASS[class];
+    let Some(&first) = blocks.first() else { return };
     // Headers and bitmaps are out of the way of everything else, so most will miss: let them miss together,
     // and before the lock is held.
-    for &address in blocks {
-        prefetch(Zone::descriptor_at(address & !((PAGE << fixed.order) - 1)));
+    let arrangement = arrangement(fixed, blocks);
+    let fetch = |address: usize| prefetch(Zone::descriptor_at(address & !((PAGE << fixed.order) - 1)));
+    if arrangement == Arrangement::Rows {
+        blocks.chunks(GROUP).for_each(|group| fetch(group[0]));
+    } else {
+        blocks.iter().for_each(|&address| fetch(address));
     }
-    let mut emptied: *mut Slab = null_mut();
-    let mut kept = false;
-    let mut held: Option<(usize, Guard<'_, Slabs>)> = None;
+    let (zone, _) = zone_of(first, class);
+    let mut slabs = central(zone.node(), class).lock();
+    let (emptied, kept) = match arrangement {
+        Arrangement::Rows => give_each(&mut slabs, class, zone, blocks, Slab::give_rows),
+        Arrangement::Runs => give_each(&mut slabs, class, zone, blocks, Slab::give),
+        Arrangement::Scattered => give_each(&mut slabs, class, zone, blocks, Slab::give_first),
+    };
+    let counts = &slabs.counts;
+    // Where a quarter of the slabs is free there may be pages that nobody uses.
+    if counts.free > counts.out / 3 {
+        BELL.freed(counts.idle_bytes(class));
+    }
+    drop(slabs);
+    retire(fixed, emptied);
+    if kept {
+        empty::ring();
+    }
+}
+
+/// Gives blocks of a central, of which the first lies in `zone`, back to their slabs by `give`, which is as [`Slab::give`];
+/// returns the slabs that have no place any more, chained, and whether others that are empty now are kept.
+#[inline(always)]
+fn give_each(
+    slabs: &mut Slabs,
+    class: usize,
+    mut zone: &'static Zone,
+    blocks: &[usize],
+    give: impl Fn(&mut Slab, &Class, usize, &[usize]) -> Result<usize, (usize, Misuse)>,
+) -> (*mut Slab, bool) {
+    let fixed = &CLASS[class];
+    let (mut emptied, mut kept) = (null_mut(), false);
+    let mut committed = zone.committed_bytes();
+    // Blocks that are back and not counted yet.
+    let mut given = 0;
     let mut rest = blocks;
-    let in_order = are_in_order(fixed, blocks);
     while let Some(&address) = rest.first() {
-        let (zone, page) = zone_of(address, class);
-        let slabs = match &mut held {
-            Some((node, slabs)) if *node == zone.node() => slabs,
-            _ => {
-                held = None;
-                &mut held.insert((zone.node(), central(zone.node(), class).lock())).1
-            }
-        };
+        // Most blocks are of the zone of the one before them.
+        if address.wrapping_sub(zone.base()) >= committed {
+            zone = zone_of(address, class).0;
+            committed = zone.committed_bytes();
+        }
+        expect_tag(zone, address, class);
         // Runs are aligned stretches of zones, and zones are aligned to more.
-        let first = page & !((1u32 << fixed.order) - 1);
-        let slab = zone.descriptors(first).cast::<Slab>();
-        // SAFETY: the tag says that the page belongs to a slab of this class, whose header is the
-        // descriptor of the first page of its aligned run; its central's lock is held.
+        let start = address & !((PAGE << fixed.order) - 1);
+        let slab = Zone::descriptor_at(start).cast::<Slab>();
+        // SAFETY: the tag says that the page belongs to a slab of this class, whose header is the descriptor of the first
+        // page of its run; the lock of its central is held.
         let this = unsafe { &mut *slab };
         let before = this.free_blocks();
-        let start = sys::addr(zone.address_of(first));
         // Blocks that were handed out together often come back together.
-        let given = match this.give_back(fixed, start, rest, in_order) {
+        let now = match give(this, fixed, start, rest) {
             Ok(given) => given,
             Err((address, Misuse::DoubleFree)) => sys::die(TWICE, address),
             Err((address, Misuse::NotABlock)) => {
@@ -214,26 +247,16 @@ fn free_to_slabs(class: usize, blocks: &[usize]) {
                 sys::die(MIDDLE, address)
             }
         };
-        rest = &rest[given..];
-        slabs.counts.free += given;
-        slabs.counts.out -= given;
+        rest = &rest[now..];
+        given += now;
         // Only then has the central something to do.
-        if before == 0 || before + given == fixed.blocks as usize {
+        if before == 0 || before + now == fixed.blocks as usize {
+            slabs.counts.came_back(mem::take(&mut given));
             kept |= slabs.gave_back(fixed, slab, before, &mut emptied);
         }
     }
-    if let Some((_, slabs)) = &held {
-        let counts = &slabs.counts;
-        // Where a quarter of the slabs is free there may be pages that nobody uses.
-        if counts.free > counts.out / 3 {
-            BELL.freed(counts.idle_bytes(class));
-        }
-    }
-    drop(held);
-    retire(fixed, emptied);
-    if kept {
-        empty::ring();
-    }
+    slabs.counts.came_back(given);
+    (emptied, kept)
 }
 
 fn free_runs(class: usize, blocks: &[usize]) {

@@ -64,6 +64,12 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// So many blocks that were handed out are free.
+    pub(super) fn came_back(&mut self, blocks: usize) {
+        self.free += blocks;
+        self.out -= blocks;
+    }
+
     /// Bytes of free blocks that have memory behind them.
     pub(crate) fn idle_bytes(&self, class: usize) -> usize {
         ((self.free - self.untouched) * block_size(class)).saturating_sub(self.holes)

@@ -39,12 +39,18 @@ pub(crate) fn zone_of(address: usize, class: usize) -> (&'static Zone, u32) {
     let Some(zone) = Zone::lookup(address) else {
         sys::die(FOREIGN, address);
     };
+    (zone, expect_tag(zone, address, class))
+}
+
+/// The page of a block of `class` in a zone, of which its address is committed; ends the process if there can be no such block.
+#[inline(always)]
+pub(crate) fn expect_tag(zone: &Zone, address: usize, class: usize) -> u32 {
     let page = Zone::page_of(address);
     let tag = zone.tag(page);
     if tag != tag_of(class) {
         misuse(address, tag);
     }
-    (zone, page)
+    page
 }
 
 /// The node whose memory a block of `class` is.

@@ -97,6 +97,10 @@ pub unsafe fn decode(at: usize) -> Instruction {
     // Operands in memory, bytes of immediate, stores to the first operand, flags.
     let (modrm, immediate, stores, flags) = match opcode {
         0x0f => match second {
+            // movups, from memory and to it; a long nop.
+            0x10 => (true, 0, false, false),
+            0x11 => (true, 0, true, false),
+            0x1f => (true, 0, false, false),
             0x40..=0x4f => (true, 0, false, true),
             0x80..=0x8f => {
                 let relative = i32::from_le_bytes(code[i + 1..i + 5].try_into().unwrap());
@@ -111,6 +115,8 @@ pub unsafe fn decode(at: usize) -> Instruction {
         // add, sub and cmp with an immediate; the last, number 7, does not store.
         0x81 => (true, 4, second >> 3 & 7 != 7, true),
         0x83 => (true, 1, second >> 3 & 7 != 7, true),
+        // shr by an immediate, and such.
+        0xc1 => (true, 1, true, true),
         0xff => (true, 0, true, true),
         0x63 | 0x8b | 0x8d => (true, 0, false, false),
         0x88 | 0x89 => (true, 0, true, false),
