@@ -45,9 +45,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// Has this thread, and what it starts from now on, run on one CPU only; says on which.
+fn keep_to_one_cpu() -> Result<String, String> {
+    let cpus = core_affinity::get_core_ids().unwrap_or_default();
+    // Interrupts come to the first more often than to the last.
+    match cpus.last() {
+        Some(&cpu) if core_affinity::set_for_current(cpu) => Ok(format!("number {}", cpu.id)),
+        _ => Err("the system does not let this thread choose its CPU".into()),
+    }
+}
+
 fn compare(options: &Options) -> Result<(), String> {
     let (variants, skipped) = variant::build_all(&options.allocators, options.smoke)?;
-    let machine = machine::describe();
+    let mut machine = machine::describe();
+    if options.one_cpu {
+        machine.push(("on one CPU", keep_to_one_cpu()?));
+    }
     for suite in &options.suites {
         let results = match suite {
             Suite::Micro => suite::micro(options, &variants)?,

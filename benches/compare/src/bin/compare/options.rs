@@ -38,6 +38,8 @@ pub struct Options {
     /// Arguments for `index`.
     pub index_args: Vec<String>,
     pub name: Option<String>,
+    /// Everything runs on the same CPU.
+    pub one_cpu: bool,
     pub smoke: bool,
     /// As it was given.
     pub command_line: String,
@@ -45,13 +47,14 @@ pub struct Options {
 
 impl Options {
     pub const USAGE: &str = "\
-usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…] [--name NAME] [--smoke]
-               [-- ARGUMENTS OF index]
+usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…] [--one-cpu] [--name NAME]
+               [--smoke] [-- ARGUMENTS OF index]
 
   --rounds N    how often every allocator runs each row (default 7)
   --only …      of micro, index, memory, workloads, latency; all by default
   --peers …     of system, jemalloc, mimalloc2, mimalloc3, snmalloc, rpmalloc, tcmalloc; all by default
   --rows …      rows of the suites, a star standing for the rest of their names; all by default
+  --one-cpu     on one CPU only, so that where the scheduler puts threads does not count; results/one-cpu-micro.md and so on
   --name NAME   results/NAME-micro.md and so on, instead of results/micro.md
   --smoke       one short round with the system allocator as the only peer, to see that everything works;
                 the results go to target/smoke";
@@ -66,6 +69,7 @@ usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…
             rows: Vec::new(),
             index_args: Vec::new(),
             name: None,
+            one_cpu: false,
             smoke: false,
             command_line: args.join(" "),
         };
@@ -99,6 +103,7 @@ usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…
                 }
                 "--rows" => options.rows = value()?.split(',').map(String::from).collect(),
                 "--name" => options.name = Some(value()?),
+                "--one-cpu" => options.one_cpu = true,
                 "--smoke" => options.smoke = true,
                 "--" => {
                     options.index_args = args.by_ref().collect();
@@ -124,6 +129,7 @@ usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…
     pub fn file_name(&self, suite: &Suite) -> String {
         match &self.name {
             Some(name) => format!("{name}-{}", suite.name()),
+            None if self.one_cpu => format!("one-cpu-{}", suite.name()),
             None => suite.name().into(),
         }
     }
