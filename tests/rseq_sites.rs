@@ -17,8 +17,8 @@ use std::ptr::NonNull;
 use common::block::layout;
 use common::child::{self, Child, say};
 use common::kernel::{self, Kernel};
-use common::{Block, HEAP, KIB, cpus, move_thread, thread_number};
-use pcpalloc::debug::{Level, check, observing};
+use common::{Block, HEAP, KIB, cpus, move_thread, on_cpu, thread_number};
+use pcpalloc::debug::{Level, check, observing, trial};
 
 use pcpalloc::rcu::{self, RcuHead};
 use pcpalloc::{Config, Drain, Mode, PcpAlloc};
@@ -187,6 +187,13 @@ const HANDLERS: [fn(); 3] = [
     },
 ];
 
+fn go_to(cpu: usize) {
+    move_thread(thread_number(), cpu);
+    while trial::cpu() != Some(cpu) {
+        std::thread::yield_now();
+    }
+}
+
 /// What is held, with nothing cached.
 fn in_use() -> usize {
     rcu::barrier();
@@ -336,5 +343,45 @@ fn the_whole_heap_interrupted_anywhere() {
         println!("{kernel:?}: {reached} sections, {boundaries} boundaries, {aborts} aborts");
         println!("{kernel:?}: {missing} sections are not come to, {partly} not to their end");
         assert!(reached >= 12 && boundaries >= 110 && aborts > 2 * boundaries, "{outcome:#?}");
+    }
+}
+
+/// A thread is moved to another CPU right behind a section by which it has got a block without a lock, to one that has no
+/// stacks so far: the block is the program's, and counted.
+///
+/// Red if it is lost: in `pop_nolock` (`src/percpu/nolock.rs`), return null where `region` is `None`, before looking at what
+/// was found.
+#[test]
+fn a_block_comes_along_to_a_cpu_without_stacks() {
+    const NAME: &str = "a_block_comes_along_to_a_cpu_without_stacks";
+    child::body(NAME, |other| {
+        let (here, other) = (cpus()[0], other.parse().expect("a CPU"));
+        alone(if kernel::libc_has_registered() { Mode::LibcRseq } else { Mode::OwnRseq });
+        drop((0..400).map(|_| block(SIZE)).collect::<Vec<_>>());
+        let mut came = 0;
+        for section in sections() {
+            let hits = HEAP.stats().nolock_hits;
+            let mut go = || {
+                assert!(!trial::is_running(other).0, "nobody has used CPU {other} so far");
+                go_to(other);
+            };
+            let (found, interrupted) = interrupt(section.end, &mut go, || HEAP.try_alloc_nolock(layout(SIZE, 8)));
+            go_to(here);
+            came += (interrupted != Interrupted::Not) as usize;
+            assert_eq!(HEAP.stats().nolock_hits - hits, 1, "{}", name(&section));
+            let found = found.expect("a block above the floor");
+            // SAFETY: ours, and not used.
+            unsafe { HEAP.free_nolock(found, layout(SIZE, 8)) };
+        }
+        say("came", came);
+    });
+    let cpus = cpus();
+    if cpus.len() < 2 {
+        return println!("skipped: there is one CPU");
+    }
+    for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
+        // Its threads start where this one is.
+        let run = || Child::new(NAME, &cpus[1].to_string()).kernel(kernel).run().succeeded();
+        assert!(on_cpu(cpus[0], run).number("came") > 0);
     }
 }

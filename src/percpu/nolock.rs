@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use super::choice::{Mode, mode};
 use super::cpus::{cpus, node_of};
 use super::region::{AboveFloor, Event, RESERVE, Region};
-use super::regions::{create_region, region_here, region_of};
+use super::regions::{cpu_regions, create_region, region_here, region_of};
 use super::reserve::{ChargeError, set_charge};
 use super::stacks::Stacks;
 use super::{fence, observed, rseq, thread};
@@ -35,16 +35,20 @@ pub(crate) fn pop_nolock(class: usize) -> *mut u8 {
         let found = pop_of_cpu(class);
         (found, region_here())
     };
-    let Some(region) = region else { return core::ptr::null_mut() };
     // Relaxed throughout: statistics, and marks that only ask for a look.
-    match found {
-        AboveFloor::Block(block) => {
+    if let AboveFloor::Block(block) = found {
+        // By now the thread may run on a CPU that has no stacks; the one that the block is from has some.
+        if let Some(region) = region.or_else(|| cpu_regions().map(|(_, region)| region).next()) {
             region.counters.nolock_hits.fetch_add(1, Ordering::Relaxed);
-            return block as *mut u8;
         }
-        AboveFloor::Floor => region.counters.nolock_refusals.fetch_add(1, Ordering::Relaxed),
-        _ => region.counters.nolock_misses.fetch_add(1, Ordering::Relaxed),
+        return block as *mut u8;
+    }
+    let Some(region) = region else { return core::ptr::null_mut() };
+    let counter = match found {
+        AboveFloor::Floor => &region.counters.nolock_refusals,
+        _ => &region.counters.nolock_misses,
     };
+    counter.fetch_add(1, Ordering::Relaxed);
     region.levels[class].fetch_or(MISSED, Ordering::Relaxed);
     region.wanting.store(true, Ordering::Relaxed);
     core::ptr::null_mut()
