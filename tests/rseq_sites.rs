@@ -385,3 +385,49 @@ fn a_block_comes_along_to_a_cpu_without_stacks() {
         assert!(on_cpu(cpus[0], run).number("came") > 0);
     }
 }
+
+/// A thread is moved to another CPU right behind a section by which it has taken what was charged to the one where it was:
+/// there it is made up for.
+///
+/// Red if the other CPU is looked at instead: in `pop_of_cpu` (`src/percpu/nolock.rs`), have only `region_here` want something
+/// behind the pop.
+#[test]
+fn a_charge_is_made_up_for_where_it_was_taken() {
+    const NAME: &str = "a_charge_is_made_up_for_where_it_was_taken";
+    const CHARGE: usize = 6;
+    child::body(NAME, |_| {
+        let (here, other, layout) = (cpus()[0], cpus()[1], layout(5 * SIZE, 8));
+        alone(if kernel::libc_has_registered() { Mode::LibcRseq } else { Mode::OwnRseq });
+        HEAP.charge_nolock(layout, CHARGE).expect("a charge");
+        // What comes by a slow path, of another class.
+        let visit = || {
+            for _ in 0..8 {
+                HEAP.drain(Drain::All);
+                drop(block(SIZE));
+            }
+        };
+        let (mut came, mut taken) = (0, Vec::with_capacity(100));
+        for section in sections() {
+            visit();
+            HEAP.drain(Drain::All);
+            let (found, interrupted) = interrupt(section.end, &mut || go_to(other), || HEAP.try_alloc_nolock(layout));
+            go_to(here);
+            came += (interrupted != Interrupted::Not) as usize;
+            taken.extend(found);
+            visit();
+            HEAP.drain(Drain::All);
+            let before = taken.len();
+            taken.extend(std::iter::from_fn(|| HEAP.try_alloc_nolock(layout)));
+            assert_eq!(taken.len() - before, CHARGE, "{}", name(&section));
+            // SAFETY: ours, and not used.
+            taken.drain(..).for_each(|block| unsafe { HEAP.free_nolock(block, layout) });
+        }
+        say("came", came);
+    });
+    if cpus().len() < 2 {
+        return println!("skipped: there is one CPU");
+    }
+    for kernel in [Kernel::Whole, Kernel::LibcWithoutRseq] {
+        assert!(Child::new(NAME, "").kernel(kernel).run().succeeded().number("came") > 1);
+    }
+}

@@ -69,10 +69,13 @@ fn pop_of_cpu(class: usize) -> AboveFloor {
         return found;
     }
     // Nothing above the floor. A reserve that was never charged is an empty stack.
+    let cpu = rseq::cpu();
     let mut tries = (0..ATTEMPTS / 8).map(|_| rseq::pop_reserve(class) as usize);
     let Some(block) = tries.find(|&block| block != 0) else { return found };
-    if let Some(region) = region_here() {
-        region.wanting.store(true, Ordering::Relaxed);
+    match cpu.and_then(region_of) {
+        Some(region) if rseq::cpu() == cpu => region.wanting.store(true, Ordering::Relaxed),
+        // The thread has come to another CPU meanwhile: nobody knows whose reserve lacks the block.
+        _ => cpu_regions().for_each(|(_, region)| region.wanting.store(true, Ordering::Relaxed)),
     }
     AboveFloor::Block(block)
 }
