@@ -173,6 +173,26 @@ fn charges_may_change_for_ever() {
     GLOBAL.charge_nolock(layout, 0).unwrap();
 }
 
+/// Who asks for the same charge again has it in full, whatever has been taken from it.
+///
+/// Red if nothing is done: in `set_charge` (`src/percpu/reserve.rs`), do not ask `reserve_lacks`.
+#[test]
+fn the_same_charge_again_is_a_charge() {
+    const CHARGE: usize = 40;
+    let _alone = alone();
+    let layout = layout(2304);
+    on_cpu(0, || {
+        let mut taken = room();
+        for _ in 0..3 {
+            GLOBAL.charge_nolock(layout, CHARGE).unwrap();
+            let count = take_all(&mut taken, layout);
+            assert!(count >= CHARGE, "{count} blocks right after the charge");
+        }
+        give_back(&mut taken, layout);
+    });
+    GLOBAL.charge_nolock(layout, 0).unwrap();
+}
+
 /// A miss has the next slow path bring blocks, more after every further miss.
 ///
 /// What the slow path does may be aborted by a preemption; then a round finds nothing, and the next the more.

@@ -28,7 +28,9 @@ pub(super) fn set_charge(
     start: impl FnOnce(),
 ) -> Result<(), ChargeError> {
     let mut book = region.book.lock();
-    if book.reserves[class].charge == blocks {
+    // Blocks that were taken and not made up for so far are had anew, too.
+    let reserve = &book.reserves[class];
+    if reserve.charge == blocks && region.reserve_lacks(reserve, class) == 0 {
         return Ok(());
     }
     // Another array, already full, takes the one's place in one step; what that held goes back.
