@@ -51,10 +51,7 @@ pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> *mut u8 {
                 run.address()
             })
         }
-        _ => mapping::alloc(size.max(1), align, zeroed).or_else(|| {
-            percpu::reclaim();
-            mapping::alloc(size.max(1), align, zeroed)
-        }),
+        _ => checked::insist(|| mapping::alloc(size.max(1), align, zeroed)),
     };
     block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
 }
@@ -75,10 +72,7 @@ fn alloc_run(pages: u32, order: u32, purpose: Purpose) -> Option<Run> {
     let any_node = || {
         nodes_from(percpu::node_here()).find_map(|node| nodes()[node].alloc(pages, order, purpose, retire::make_room))
     };
-    let run = any_node().or_else(|| {
-        percpu::reclaim();
-        any_node()
-    })?;
+    let run = checked::insist(any_node)?;
     if run.warm < pages {
         holes::heap_grew();
     }

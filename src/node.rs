@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 use crate::size_class::{block_size, class_of};
 use crate::sys::tools;
 use crate::zone::{nodes, nodes_from};
-use crate::{PcpAlloc, checked, control, heap, large, nolock, percpu, slab, sys};
+use crate::{PcpAlloc, checked, control, heap, large, nolock, slab, sys};
 
 /// Why a node gave no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,12 +42,7 @@ pub(crate) fn alloc(heap: &PcpAlloc, layout: Layout, node: usize, only: bool) ->
         let asked = if only { 1 } else { usize::MAX };
         nodes_from(node).take(asked).find_map(|node| alloc_from(node, layout))
     };
-    let block = ask().or_else(|| {
-        percpu::reclaim();
-        ask()
-    });
-    let block = block.or_else(|| if checked::release_waiting() { ask() } else { None });
-    block.ok_or(NodeError::OutOfMemory)
+    checked::insist(ask).ok_or(NodeError::OutOfMemory)
 }
 
 /// Not sampled, since whoever samples may serve another block, which is on no node: a free finds none noted.

@@ -238,6 +238,55 @@ fn quarantine_is_first_in_first_out_and_bounded() {
     assert_eq!(Child::new(NAME, "64").settings("hardened:0").run().succeeded().number("others"), 0);
 }
 
+/// What waits in quarantine is had by whoever finds nothing else, whatever the size: a run, a zeroed one, a block of a
+/// node.
+///
+/// Red if it goes on waiting: in `insist` (`src/checked/mod.rs`), do not ask `release_waiting`.
+#[test]
+fn quarantine_ends_where_memory_does() {
+    const NAME: &str = "quarantine_ends_where_memory_does";
+    // Of which a few are a megabyte.
+    const BLOCK: usize = 240 * KIB;
+    child::body(NAME, |argument| {
+        let layout = |size| std::alloc::Layout::from_size_align(size, 8).expect("a layout");
+        let ask = || -> *mut u8 {
+            // SAFETY: the sizes are not 0.
+            unsafe {
+                match argument {
+                    "run" => HEAP.alloc(layout(BLOCK + 100 * KIB)),
+                    "zeroed" => HEAP.alloc_zeroed(layout(BLOCK)),
+                    _ => HEAP.alloc_on_node_only(layout(BLOCK), 0).map_or(std::ptr::null_mut(), |block| block.as_ptr()),
+                }
+            }
+        };
+        on_cpu(cpus()[0], || {
+            let mut blocks = Vec::with_capacity(1000);
+            loop {
+                // SAFETY: as above.
+                let block = unsafe { HEAP.alloc(layout(BLOCK)) };
+                if block.is_null() {
+                    break;
+                }
+                blocks.push(block);
+            }
+            say("blocks", blocks.len());
+            assert!(ask().is_null(), "there is no more");
+            // The last ones lie side by side, and all wait.
+            for block in blocks.split_off(blocks.len() - 4) {
+                // SAFETY: ours, and not used any more.
+                unsafe { HEAP.dealloc(block, layout(BLOCK)) };
+            }
+            say("waits", HEAP.stats().percpu_cached);
+            say("had", !ask().is_null());
+        });
+    });
+    for request in ["run", "zeroed", "node"] {
+        let outcome = Child::new(NAME, request).settings("hardened:quarantine,limit:32m,worker:off").run().succeeded();
+        assert!(outcome.number("waits") >= 4 * BLOCK && outcome.number("blocks") > 50, "{outcome:#?}");
+        assert_eq!(outcome.value("had"), "true", "{request}: {outcome:#?}");
+    }
+}
+
 type Mistake = (&'static str, &'static str, fn());
 
 const TWICE: &str = "a block was freed twice";

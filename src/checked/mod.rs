@@ -96,6 +96,16 @@ pub(crate) fn release_waiting() -> bool {
     is_on() && quarantine::flush()
 }
 
+/// Asks for memory past the stacks; if there is none, again when what lies in those has been brought together, and then when
+/// what waits has been, too.
+pub(crate) fn insist<T>(ask: impl Fn() -> Option<T>) -> Option<T> {
+    let again = || {
+        percpu::reclaim();
+        ask()
+    };
+    ask().or_else(again).or_else(|| if release_waiting() { again() } else { None })
+}
+
 /// Frees a block of a class.
 ///
 /// # Safety
