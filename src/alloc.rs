@@ -86,6 +86,7 @@ fn alloc_large(heap: &PcpAlloc, layout: Layout, zeroed: bool) -> *mut u8 {
 #[cold]
 #[inline(never)]
 unsafe fn free_large(block: *mut u8, layout: Layout) {
+    nolock::settle();
     if let Some(block) = NonNull::new(block)
         && !observe::freed(block.as_ptr())
     {
@@ -174,6 +175,8 @@ fn alloc_zeroed_run(heap: &PcpAlloc, class: usize, size: usize) -> *mut u8 {
         unsafe { block.write_bytes(0, size) };
         return block;
     }
+    nolock::settle();
+    control::start_worker_if_due();
     let (block, due) = match percpu::observed::pop_due(class) {
         Some(block) => (block, true),
         None => (large::alloc_zeroed_class(class), percpu::observed::is_run_due(class)),

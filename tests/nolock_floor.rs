@@ -3,7 +3,7 @@
 
 mod rcu_common;
 
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
 
 use pcpalloc::{Drain, PcpAlloc};
@@ -290,6 +290,33 @@ fn the_overflow_is_listed_and_emptied() {
         // SAFETY: ours.
         unsafe { dealloc(alloc(fresh), fresh) };
         until(|| GLOBAL.stats().nolock_deferred == 0);
+    });
+}
+
+/// So it is after a slow path of large blocks alone, which come and go without a stack.
+///
+/// Red if one goes past the list: `nolock::settle` left out in `alloc_zeroed_run`, or in `free_large` (`src/alloc.rs`).
+#[test]
+fn the_overflow_is_emptied_by_large_blocks() {
+    let _alone = alone();
+    let (run, large) = (layout(224 << 10), layout(300 << 10));
+    on_cpu(0, || {
+        for zeroed in [true, false] {
+            let (listed, freed) = (alloc(large), alloc(large));
+            // No stack has a run.
+            GLOBAL.drain(Drain::All);
+            // SAFETY: ours.
+            unsafe {
+                GLOBAL.free_nolock(listed, large);
+                if zeroed {
+                    let block = GLOBAL.alloc_zeroed(run);
+                    assert_eq!(GLOBAL.stats().nolock_deferred, 0, "a zeroed run");
+                    GLOBAL.dealloc(block, run);
+                }
+                dealloc(freed, large);
+                assert_eq!(GLOBAL.stats().nolock_deferred, 0, "a free");
+            }
+        }
     });
 }
 

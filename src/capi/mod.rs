@@ -36,7 +36,7 @@ use crate::large::{Found, find, free_found, resize_found};
 use crate::size_class::{SLAB_MAX, class_of_c};
 use crate::sys::{self, ENOMEM};
 use crate::zone::Zone;
-use crate::{PcpAlloc, alloc, observe, percpu, slab};
+use crate::{PcpAlloc, alloc, nolock, observe, percpu, slab};
 
 /// C's handle on the heap.
 static HEAP: PcpAlloc = PcpAlloc::new();
@@ -113,6 +113,7 @@ unsafe extern "C" fn release_slow(class: usize, block: *mut u8) {
 #[inline(never)]
 unsafe extern "C" fn release_other(block: *mut u8) {
     let Some(block) = NonNull::new(block) else { return };
+    nolock::settle();
     if observe::freed(block.as_ptr()) {
         return;
     }
