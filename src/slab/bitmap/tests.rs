@@ -218,10 +218,10 @@ proptest! {
                 let result = match n % 5 {
                     0 => slab.give(class, start, &together),
                     4 => {
-                        let alone = |slab: &mut Slab, n: usize| slab.give_first(class, start, &together[n..]);
-                        for n in 0..count {
-                            prop_assert_eq!(alone(slab, n), Ok(1));
-                            prop_assert_eq!(alone(slab, n), Err((together[n], Misuse::DoubleFree)));
+                        for (n, &address) in together.iter().enumerate() {
+                            prop_assert_eq!(slab.give_first(class, start, &together[n..]), Ok(1));
+                            let again = slab.give_first(class, start, &together[n..]);
+                            prop_assert_eq!(again, Err((address, Misuse::DoubleFree)));
                         }
                         let middle = slab.give_first(class, start, &[*last + 1]);
                         prop_assert_eq!(middle, Err((*last + 1, Misuse::NotABlock)));
