@@ -176,7 +176,7 @@ fn a_drain_of_one_cpu_from_another() {
 
 /// Threads work on, with contents compared, while others drain, trim and take stock as fast as they can.
 ///
-/// Red if a CPU is emptied while its threads use it: in `stop_in` (`src/percpu/x86_64.rs`), do not store 0 to the
+/// Red if a CPU is emptied while its threads use it: in `stop_in` (`src/percpu/table.rs`), do not store 0 to the
 /// table.
 #[test]
 fn nothing_is_lost_in_concurrent_drains() {

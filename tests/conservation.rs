@@ -369,7 +369,7 @@ fn name_and_turn(argument: &str) -> (&str, u64) {
 }
 
 /// Red with each of the faults in `faults_lose_tokens`. Red if a drain does not fence: in `stop_in`
-/// (`src/percpu/x86_64.rs`), return true instead of calling `fence_cpu`.
+/// (`src/percpu/table.rs`), return true instead of calling `fence_cpu`.
 #[test]
 fn tokens_are_conserved() {
     child::body(TOKEN_TEST, |argument| {

@@ -142,7 +142,7 @@ fn a_library_comes_and_goes() {
 /// Both copies work at once, in threads of both, and know nothing of each other. They share the C library's rseq area;
 /// where there is none, the first to come has its own registered, and the second does without.
 ///
-/// Red if the second takes the area of the first for its own: in `sys::register_rseq` (`src/sys/linux.rs`), take
+/// Red if the second takes the area of the first for its own: in `sys::register_rseq` (`src/sys/rseq.rs`), take
 /// `EINVAL` for a success.
 #[test]
 fn two_heaps_in_one_process() {

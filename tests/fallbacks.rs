@@ -40,8 +40,8 @@ fn workload_as_it_is() {
     println!("\nmode: {:?}", HEAP.stats().mode);
 }
 
-/// Red if the mode is not the one that the kernel allows: in `rseq::init` (`src/percpu/x86_64.rs`), return `OwnRseq`
-/// without having registered, or do not ask for `glibc_rseq`.
+/// Red if the mode is not the one that the kernel allows: in `choice` (`src/percpu/choice.rs`), return `OwnRseq`
+/// without having registered, or do not ask for `libc_rseq`.
 #[test]
 fn workload_on_every_kernel() {
     const NAME: &str = "workload_on_every_kernel";

@@ -105,8 +105,8 @@ const SETTINGS: [(&str, bool); 8] = [
 /// Every way in and out of the heap, with every protection, and afterwards everything is where it is said to be.
 ///
 /// Red if a block comes or goes by a way on which it is not looked at: `hand_out` left out in `nolock::alloc`,
-/// `take_back` in `nolock::free`, `hand_out` in `node::alloc_from`, `resized` in `large::resize_kind`, the look at what was freed in `give`
-/// (`src/rcu/page.rs`); if what is known of a run's blocks outlives it (`forget_marks` left out in `alloc_runs`); if a
+/// `take_back` in `nolock::free`, `hand_out` in `node::alloc_from`, `resized` in `large::resize_kind`, the look at what was freed in `add`
+/// (`src/rcu/gather.rs`); if what is known of a run's blocks outlives it (`forget_marks` left out in `alloc_runs`); if a
 /// slab's guard page goes back to its zone as it is (`lower` left out).
 #[test]
 fn the_heap_stays_what_it_is() {

@@ -182,6 +182,38 @@ fn the_map_of_the_sources_names_what_is_there() {
     assert_eq!((check("`alloc_slowly`"), check("`percpu/fast.rs`"), check("`zones/`")), (1, 1, 1));
 }
 
+/// Names that a text puts into a file of the sources, `name` (`src/file.rs`), and that do not occur there.
+fn misplaced_names(text: &str) -> Vec<String> {
+    // Comments are broken anywhere.
+    let lines = text.lines().map(|line| line.trim_start().trim_start_matches(['/', '!']).trim());
+    let text = lines.collect::<Vec<_>>().join(" ");
+    let pieces: Vec<&str> = text.split('`').collect();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let named = pieces.windows(3).filter(|piece| piece[1] == " (" && piece[2].ends_with(".rs"));
+    let named = named.filter(|piece| piece[2].starts_with("src/") && piece[0].chars().all(|c| is_word(c) || c == ':'));
+    let missing = named.filter(|piece| {
+        let name = piece[0].rsplit(':').next().unwrap_or_default();
+        !root().join(piece[2]).exists() || !tree::read(piece[2]).split(|c| !is_word(c)).any(|word| word == name)
+    });
+    missing.map(|piece| format!("no `{}` in {}", piece[0], piece[2])).collect()
+}
+
+/// Above all what a test says is to be changed to see it red.
+#[test]
+fn names_are_where_they_are_said_to_be() {
+    // But for the controls below.
+    let paths = tree::files("", &[".rs", ".md"]).into_iter().filter(|path| !path.ends_with("policies/prose.rs"));
+    let in_file = |path: PathBuf| {
+        let wrong = misplaced_names(&tree::read(&path)).into_iter();
+        wrong.map(|wrong| format!("{}: {wrong}", path.display())).collect::<Vec<_>>()
+    };
+    assert_none(paths.flat_map(in_file).collect());
+    // Controls.
+    let check = |text| misplaced_names(text).len();
+    assert_eq!(check("/// in `stop_in`\n/// (`src/percpu/table.rs`), and in `alloc::free_large` (`src/alloc.rs`)"), 0);
+    assert_eq!((check("in `stop_in` (`src/alloc.rs`)"), check("in `stop_in`\n//! (`src/no.rs`)")), (1, 1));
+}
+
 /// Settings of `PCPALLOC_CONF` in a text that the crate does not take.
 fn wrong_settings(text: &str) -> Vec<String> {
     let examples = text.split("PCPALLOC_CONF=").skip(1).filter_map(|rest| {
