@@ -12,7 +12,7 @@
 //! On x86-64 and aarch64 each is one restartable sequence ([`rseq`]): the kernel restarts it elsewhere if the thread is
 //! preempted, migrated or interrupted by a signal inside it, and nothing has happened until the single store
 //! at its end. Where rseq is missing the same stacks belong to threads ([`thread`]). Both keep their stacks
-//! in a [`Region`], whose plain-Rust operations are what the sequences do, step by step.
+//! in a [`Region`], whose plain-Rust operations come to what the sequences come to.
 //!
 //! An operation that finds its stack empty, full, or not to be had goes to [`slow`].
 
