@@ -1,6 +1,6 @@
 //! The one heap of the process: brought up once, carried across `fork`.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use core::time::Duration;
 
 use crate::slab::{central, holes, transfer};
@@ -28,6 +28,19 @@ const REGISTERED: u32 = u32::MAX;
 
 /// The thread that holds the locks of the heap, for a `fork`. Relaxed: as above.
 static FORKER: AtomicU32 = AtomicU32::new(0);
+
+/// What a layer above does around a `fork`, each with no lock of the heap held: before, in the parent and in the child. In the
+/// parent it may be called without having been called before.
+pub(crate) struct AroundFork {
+    pub(crate) before: fn(),
+    pub(crate) in_parent: fn(),
+    pub(crate) in_child: fn(),
+}
+
+/// The layer above that takes part in forks.
+static ABOVE: AtomicPtr<AroundFork> = AtomicPtr::new(core::ptr::null_mut());
+/// Forks under way: from before they look who takes part until the process is made.
+static FORKS: AtomicU32 = AtomicU32::new(0);
 
 /// Brings the heap up unless it is; every slow path starts here.
 #[inline]
@@ -126,7 +139,7 @@ const NAPS: u32 = 50_000;
 
 /// Waits for another thread, which gets to run even if this one is more urgent; whether the wait is over.
 #[cold]
-fn wait_while(goes_on: impl Fn() -> bool) -> bool {
+pub(crate) fn wait_while(goes_on: impl Fn() -> bool) -> bool {
     // Nobody wakes who sleeps on this.
     static BED: AtomicU32 = AtomicU32::new(0);
     for turn in 0..SPINS + NAPS {
@@ -190,10 +203,28 @@ fn fork_locks(acquire: bool) {
     }
 }
 
+/// Has the layer above take part in every `fork` from now on. (Handlers that it registered itself in the middle of one would
+/// not be called for that process, and be there in it.)
+///
+/// Those under way that have not seen it are waited for, though not for ever: a handler of somebody else's may wait for
+/// something that this thread holds. The heap is up.
+pub(crate) fn join_forks(above: &'static AroundFork) {
+    // Sequentially consistent, both, and in `before_fork` likewise: either a fork sees who takes part, or it is seen here.
+    ABOVE.store(core::ptr::from_ref(above).cast_mut(), Ordering::SeqCst);
+    wait_while(|| FORKS.load(Ordering::SeqCst) != 0);
+}
+
+fn above() -> Option<&'static AroundFork> {
+    // SAFETY: null, or what `join_forks` got.
+    unsafe { ABOVE.load(Ordering::SeqCst).as_ref() }
+}
+
 /// Takes the locks of a heap that is up. One that is not is about to be, as this is registered by whoever brings it up then,
 /// and which locks there are is not known before: so it is waited for, though not for ever, in case that thread waits for
 /// something that this one holds. If it is this very thread, in a signal handler, there are no locks to be taken.
 extern "C" fn before_fork() {
+    // Sequentially consistent: see `join_forks`.
+    FORKS.fetch_add(1, Ordering::SeqCst);
     let me = sys::thread_id();
     // Acquire: as in `ensure_up`.
     let state = || STATE.load(Ordering::Acquire);
@@ -201,19 +232,29 @@ extern "C" fn before_fork() {
     if state() < UP && (is_mine(state()) || !wait_while(|| state() < UP)) {
         return;
     }
+    if let Some(above) = above() {
+        (above.before)();
+    }
     fork_locks(true);
     FORKER.store(me, Ordering::Relaxed);
 }
 
 extern "C" fn after_fork() {
+    // Whoever joins the next may go on: the process is made.
+    FORKS.fetch_sub(1, Ordering::SeqCst);
     // Whoever has not taken the locks does not give back what another thread has taken meanwhile.
     if FORKER.load(Ordering::Relaxed) == sys::thread_id() {
         FORKER.store(0, Ordering::Relaxed);
         fork_locks(false);
     }
+    if let Some(above) = above() {
+        (above.in_parent)();
+    }
 }
 
 extern "C" fn after_fork_in_child() {
+    // Relaxed: this thread is alone.
+    FORKS.store(0, Ordering::Relaxed);
     if !is_up() {
         // Forked by the thread that brings the heap up, which goes on with it here; or else nobody does, and what this one
         // asks for is served without stacks.
@@ -225,4 +266,7 @@ extern "C" fn after_fork_in_child() {
     observe::after_fork();
     checked::after_fork();
     control::after_fork();
+    if let Some(above) = above() {
+        (above.in_child)();
+    }
 }

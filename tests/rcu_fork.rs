@@ -25,8 +25,8 @@ fn free_one() {
     unsafe { rcu::free(alloc(LAYOUT), LAYOUT) };
 }
 
-/// Forks, runs `child` there, and says how it ended: its status, or the signal of its alarm if it waits for ever.
-fn in_fork(child: impl FnOnce()) -> i32 {
+/// Forks and runs `child` there.
+fn forked(child: impl FnOnce()) -> libc::pid_t {
     // SAFETY: the child uses the allocator, RCU and its own memory, which is what this is about, and ends by `_exit`.
     unsafe {
         match libc::fork() {
@@ -36,13 +36,22 @@ fn in_fork(child: impl FnOnce()) -> i32 {
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
                 libc::_exit(if result.is_ok() { 0 } else { 1 });
             }
-            pid => {
-                let mut status = 0;
-                assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
-                status
-            }
+            pid => pid,
         }
     }
+}
+
+/// Says how a child ended: its status, or the signal of its alarm if it waits for ever.
+fn ended(pid: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: `status` is valid for the write.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    status
+}
+
+/// Forks, runs `child` there, and says how it ended.
+fn in_fork(child: impl FnOnce()) -> i32 {
+    ended(forked(child))
 }
 
 /// Everything a program does with RCU, in a child whose parent was in the middle of it.
@@ -201,4 +210,50 @@ fn the_thread_that_forks_keeps_what_is_its_own() {
     until(|| STATUS.load(Ordering::Acquire) != usize::MAX);
     assert_eq!(STATUS.load(Ordering::Acquire), 0);
     rcu::barrier();
+}
+
+/// A process made while another thread uses RCU for the first time can use it, and so can processes of its own.
+///
+/// Red if it waits for a thread that it lacks: in `default_domain` (`src/rcu/default.rs`), have a `Once` call what
+/// `make_ready` does. Red if it finds readers and locks of threads that it lacks: in `join_forks` (`src/heap.rs`), do not wait;
+/// or if it takes itself to be registered: in `join` (`src/rcu/fork.rs`), take no lock.
+#[test]
+fn forks_while_rcu_is_made_ready() {
+    const NAME: &str = "forks_while_rcu_is_made_ready";
+    const FORKS: usize = 40;
+    if child::role().is_some() {
+        let _watchdog = Watchdog::new("first use");
+        fn use_rcu() {
+            drop(rcu::read_lock());
+            free_one();
+            rcu::barrier();
+        }
+        let go = AtomicBool::new(false);
+        let children: Vec<_> = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !go.load(Ordering::Acquire) {
+                        std::hint::spin_loop();
+                    }
+                    use_rcu();
+                });
+            }
+            go.store(true, Ordering::Release);
+            let in_each = || {
+                use_rcu();
+                assert_eq!(rcu::stats().pending_pointers, 0);
+                assert_eq!(in_fork(use_rcu), 0, "how the child's child ended");
+            };
+            (0..FORKS).map(|_| forked(in_each)).collect()
+        });
+        let well = children.into_iter().filter(|&child| ended(child) == 0).count();
+        assert_eq!(well, FORKS, "so many children came to their end");
+        use_rcu();
+        assert_eq!(rcu::stats().pending_pointers, 0);
+        return;
+    }
+    for _ in 0..3 {
+        child::assert_passed(&child::run_plain(NAME, "first"));
+    }
+    child::assert_passed(&child::run_without_rseq(NAME, "first"));
 }

@@ -2,7 +2,7 @@
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
-use std::sync::Once;
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cookie::{Cookie, CoreRef};
@@ -14,21 +14,49 @@ use super::linked::{is_plain, retire_box};
 use super::work::{Collect, Progress};
 use super::{Backlog, Heap, RcuHead, RcuReport, RcuStats, fork, grace, reader, reclaimer};
 use crate::control::{self, Deferred};
-use crate::{ConfigError, percpu};
+use crate::{ConfigError, heap, percpu};
 
 pub(super) static DEFAULT: Core = Core::new(true);
 
+/// The process in which a thread puts the prerequisites in place, 0 if there was none so far, or that they are.
+static READY: AtomicU32 = AtomicU32::new(0);
+const IN_PLACE: u32 = u32::MAX;
+
 /// The default domain, its prerequisites in place.
 pub(super) fn default_domain() -> &'static Core {
-    static READY: Once = Once::new();
-    READY.call_once(|| {
-        crate::heap::ensure_up(&crate::Config::new());
-        reader::init();
-        reader::init_exit();
-        fork::init();
-        control::set_settle(settle);
-    });
+    // Acquire, paired with the release in `make_ready`: what that has set is seen.
+    if READY.load(Ordering::Acquire) != IN_PLACE {
+        make_ready();
+    }
     &DEFAULT
+}
+
+/// Puts the prerequisites in place, or waits for the thread that does.
+///
+/// The child of a `fork` may lack that thread: it finds the number of another process, and does all of it itself.
+#[cold]
+fn make_ready() {
+    heap::ensure_up(&crate::Config::new());
+    let process = std::process::id();
+    loop {
+        // Acquire: as in `default_domain`.
+        match READY.load(Ordering::Acquire) {
+            IN_PLACE => return,
+            // Relaxed: looked at again above.
+            found if found == process => _ = heap::wait_while(|| READY.load(Ordering::Relaxed) == process),
+            found => {
+                // Relaxed: what is stored says no more than who is at it.
+                if READY.compare_exchange(found, process, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                    fork::join(|| {
+                        reader::init();
+                        reader::init_exit();
+                        control::set_settle(settle);
+                        READY.store(IN_PLACE, Ordering::Release);
+                    });
+                }
+            }
+        }
+    }
 }
 
 /// With `act`, has what was deferred freed, for a tenth of a second at most; what is left then waits for a reader, or for

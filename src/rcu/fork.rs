@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use super::core::Core;
 use super::default::DEFAULT;
 use super::reader::{renew_thread_id, thread_id};
+use crate::heap::{self, AroundFork};
 use crate::lock::Lock;
 
 /// The domains that there are beside the default one.
@@ -15,12 +16,21 @@ struct CorePtr(*const Core);
 // SAFETY: a `Core` is shared between threads; the pointer is followed under the lock only, while it is listed.
 unsafe impl Send for CorePtr {}
 
-/// Who forks. Relaxed: written and read by that thread, under the lock of [`DOMAINS`].
+/// The thread that holds the locks of all domains, for a `fork`; 0 if none does. Relaxed: a thread looks for its own number,
+/// which it has stored itself.
 static FORKER: AtomicU32 = AtomicU32::new(0);
 
-/// Called once.
-pub(super) fn init() {
-    crate::sys::at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
+static AROUND: AroundFork =
+    AroundFork { before: before_fork, in_parent: after_fork_in_parent, in_child: after_fork_in_child };
+
+/// Has domains take part in every `fork` from now on, and calls `prepare` while there is none. Called before there are any.
+///
+/// A process may be half copied when what the kernel knows of it changes: it has copied that first, and memory last, so that
+/// the child would find a registration noted that it lacks.
+pub(super) fn join(prepare: impl FnOnce()) {
+    heap::join_forks(&AROUND);
+    let _domains = DOMAINS.lock();
+    prepare();
 }
 
 /// Lists a domain, which stays where it is until it is struck off.
@@ -40,7 +50,7 @@ fn each(domains: &[CorePtr], f: impl Fn(&Core)) {
     domains.iter().for_each(|core| f(unsafe { &*core.0 }));
 }
 
-extern "C" fn before_fork() {
+fn before_fork() {
     let domains = DOMAINS.lock();
     FORKER.store(thread_id(), Ordering::Relaxed);
     each(&domains, |core| core.fork_lock(true));
@@ -48,15 +58,23 @@ extern "C" fn before_fork() {
     core::mem::forget(domains);
 }
 
-extern "C" fn after_fork_in_parent() {
+fn after_fork_in_parent() {
+    // Whoever has not taken the locks does not give back what another thread has taken meanwhile.
+    if FORKER.load(Ordering::Relaxed) != thread_id() {
+        return;
+    }
+    FORKER.store(0, Ordering::Relaxed);
     // SAFETY: the lock is held since `before_fork`.
     let domains = unsafe { DOMAINS.value_of_held() };
     each(domains, |core| core.fork_lock(false));
     DOMAINS.release();
 }
 
-extern "C" fn after_fork_in_child() {
-    let (before, now) = (FORKER.load(Ordering::Relaxed), renew_thread_id());
+fn after_fork_in_child() {
+    let (before, now) = (FORKER.swap(0, Ordering::Relaxed), renew_thread_id());
+    if before == 0 {
+        return;
+    }
     // SAFETY: the lock is held since `before_fork`.
     let domains = unsafe { DOMAINS.value_of_held() };
     each(domains, |core| {
