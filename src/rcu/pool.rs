@@ -107,10 +107,13 @@ impl Pool {
 
     /// Nothing has happened for a while: keep less.
     pub(super) fn decay(&self, source: &dyn BlockSource) {
+        {
+            let mut spare = self.spare.lock();
+            spare.target -= (spare.target - TARGET_MIN).div_ceil(8);
+        }
         loop {
             let page = {
                 let mut spare = self.spare.lock();
-                spare.target -= (spare.target - TARGET_MIN).div_ceil(8);
                 if spare.count <= spare.target {
                     return;
                 }
@@ -138,5 +141,46 @@ impl Pool {
             first = unsafe { page.as_ref().next };
             self.release(page, source);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use core::alloc::Layout;
+
+    /// Has no page, ever.
+    struct Nothing;
+
+    impl BlockSource for Nothing {
+        fn try_alloc_nolock(&self, _: Layout) -> Option<NonNull<u8>> {
+            None
+        }
+
+        unsafe fn free_nolock(&self, _: NonNull<u8>, _: Layout) {
+            unreachable!("nothing came from here")
+        }
+    }
+
+    /// What misses have had a pool keep goes by an eighth of the surplus with every quiet tick, and not at once.
+    ///
+    /// Red if it goes at once: in `decay`, lower the target anew for every page.
+    #[test]
+    fn a_reserve_decays_by_an_eighth() {
+        let pool = Pool::new();
+        (0..8).for_each(|_| assert!(pool.get(&Nothing).is_none()));
+        let pages: Vec<_> = (0..TARGET_MAX).map(|_| pool.get_waiting().unwrap()).collect();
+        pages.into_iter().for_each(|page| pool.put(page, &Nothing));
+        let counts: Vec<_> = (0..40)
+            .map(|_| {
+                let count = pool.spare.lock().count;
+                pool.decay(&Nothing);
+                count
+            })
+            .collect();
+        assert_eq!(counts[..4], [128, 112, 98, 86]);
+        assert_eq!(counts[39], TARGET_MIN);
+        assert_eq!(pool.pages.load(Ordering::Relaxed), TARGET_MIN);
+        pool.empty(&Nothing);
     }
 }
