@@ -156,6 +156,34 @@ fn a_charge_is_kept() {
     assert!(cached - GLOBAL.stats().percpu_cached >= cpus() * CHARGE * 1280);
 }
 
+/// What was taken of a charge is replaced in full by slow paths, however much that is and of whatever size.
+///
+/// Red if it is not: in `satisfy` (`src/percpu/nolock.rs`), fill reserves by as much as stacks, and do not say that the
+/// region still wants something.
+#[test]
+fn a_charge_is_replaced_in_full() {
+    let _alone = alone();
+    for (size, charge) in [(64 << 10, 24), (4096, 200)] {
+        let layout = layout(size);
+        GLOBAL.charge_nolock(layout, charge).unwrap();
+        on_cpu(0, || {
+            let mut taken = room();
+            assert!(take_all(&mut taken, layout) >= charge);
+            // Several, as what a slow path does may be aborted by a preemption.
+            for _ in 0..4 {
+                GLOBAL.drain(Drain::All);
+                let other = self::layout(2304);
+                // SAFETY: ours.
+                unsafe { dealloc(alloc(other), other) };
+            }
+            let again = take_all(&mut taken, layout);
+            assert!(again >= charge, "{again} of {charge} blocks of {size} bytes were replaced");
+            give_back(&mut taken, layout);
+        });
+        GLOBAL.charge_nolock(layout, 0).unwrap();
+    }
+}
+
 /// Charging anew costs no bookkeeping memory, whatever the charge was before.
 #[test]
 fn charges_may_change_for_ever() {
