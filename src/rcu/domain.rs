@@ -129,18 +129,13 @@ impl<S: BlockSource> Domain<S> {
         DomainGuard { slot, _not_send: PhantomData }
     }
 
-    fn assert_may_wait(&self, what: &str) {
-        assert_outside(self.inner.reads(), what);
-        self.inner.core.assert_not_disposing(what);
-    }
-
     /// As [`synchronize`](super::synchronize).
     ///
     /// # Panics
     /// If the thread is inside a section of this domain.
     #[doc(alias = "synchronize_srcu")]
     pub fn synchronize(&self) {
-        self.assert_may_wait("Domain::synchronize");
+        assert_outside(self.inner.reads(), "Domain::synchronize");
         self.inner.core.periods.wait(self.inner.core.periods.snap(), false);
     }
 
@@ -149,7 +144,7 @@ impl<S: BlockSource> Domain<S> {
     /// # Panics
     /// If the thread is inside a section of this domain.
     pub fn synchronize_expedited(&self) {
-        self.assert_may_wait("Domain::synchronize_expedited");
+        assert_outside(self.inner.reads(), "Domain::synchronize_expedited");
         self.inner.core.periods.wait(self.inner.core.periods.snap(), true);
     }
 
@@ -166,7 +161,8 @@ impl<S: BlockSource> Domain<S> {
     /// # Panics
     /// If the thread is inside a section of this domain, or inside one of its callbacks.
     pub fn drain(&self) -> RcuReport {
-        self.assert_may_wait("Domain::drain");
+        assert_outside(self.inner.reads(), "Domain::drain");
+        self.inner.core.assert_not_disposing("Domain::drain");
         self.inner.core.drain(&self.inner.source)
     }
 
