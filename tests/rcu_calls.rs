@@ -3,12 +3,12 @@
 
 mod rcu_common;
 
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, LazyLock};
 
 use pcpalloc::PcpAlloc;
-use pcpalloc::rcu::{Domain, Heap};
-use rcu_common::{Watchdog, until};
+use pcpalloc::rcu::{self, Backlog, Domain, Heap};
+use rcu_common::{Watchdog, child, until};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -35,4 +35,38 @@ fn calls_of_a_domain_may_wait_for_its_readers() {
     DOMAIN.barrier();
     until(|| DOMAIN.stats().called == 1);
     assert_eq!(DONE.load(Ordering::Acquire), 1, "the call panicked");
+}
+
+/// Calls of two domains may each defer to the other beyond its high mark: they do not wait for each other.
+///
+/// Red if they do: in `Core::hold_back` (`src/rcu/defer.rs`), ask `self.is_disposing()` in place of `disposes()`.
+#[test]
+fn calls_of_two_domains_may_defer_to_each_other() {
+    const NAME: &str = "calls_of_two_domains_may_defer_to_each_other";
+    static DOMAINS: LazyLock<[Domain<Heap>; 2]> = LazyLock::new(|| [Domain::new(Heap), Domain::new(Heap)]);
+    static BOTH: Barrier = Barrier::new(2);
+    struct Defers(usize);
+    impl Drop for Defers {
+        fn drop(&mut self) {
+            // Both are in the middle of a batch from here on.
+            BOTH.wait();
+            DOMAINS[self.0].retire(Box::new(String::from("beyond the mark")));
+        }
+    }
+    if child::role().is_some() {
+        // SAFETY: alarm has no preconditions. Whoever waits for the other is ended by it.
+        unsafe { libc::alarm(20) };
+        // All is done by these threads, so that it is known which of them does what.
+        rcu::set_reclaimer(false);
+        DOMAINS.iter().for_each(|domain| domain.set_watermarks(Backlog { low: 0, high: 0 }).unwrap());
+        std::thread::scope(|scope| {
+            (0..2).for_each(|n| _ = scope.spawn(move || DOMAINS[n].retire(Box::new(Defers(1 - n)))))
+        });
+        for domain in &*DOMAINS {
+            domain.barrier();
+            assert_eq!((domain.stats().called, domain.stats().pending_pointers), (2, 0));
+        }
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "defers"));
 }

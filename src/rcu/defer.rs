@@ -18,7 +18,7 @@ use super::gather::Gather;
 use super::grace::pause;
 use super::head::RcuHead;
 use super::page::PointerPage;
-use super::work::{Collect, Progress};
+use super::work::{Collect, Progress, disposes};
 use crate::percpu::{self, Array};
 
 /// Pointers that one CPU may have pending before grace periods are expedited.
@@ -255,10 +255,10 @@ impl Core {
         self.hold_back(source, reads);
     }
 
-    /// At the high mark a caller that may wait, waits, and helps.
+    /// At the high mark a caller that may wait, waits, and helps. One that is in the middle of a call, of whatever domain, may not.
     fn hold_back(&self, source: &dyn BlockSource, reads: bool) {
         let too_much = || self.pending_bytes() >= self.high.load(Ordering::Relaxed);
-        if reads || self.is_disposing() || !too_much() {
+        if reads || disposes() || !too_much() {
             return;
         }
         self.counters.waits.fetch_add(1, Ordering::Relaxed);

@@ -9,6 +9,7 @@
 //! One batch is being worked on at a time, under the lock `work`; what is deferred meanwhile makes the next.
 
 use core::alloc::Layout;
+use core::cell::Cell;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{Ordering, fence};
 use core::task::Waker;
@@ -28,6 +29,17 @@ use crate::percpu::{self, Array};
 pub(super) const AGE: Duration = Duration::from_millis(20);
 /// Looks without a find until one stops looking: a second.
 const QUIET_LOOKS: u32 = 50;
+
+std::thread_local! {
+    /// How many batches this thread disposes of: of several domains, one inside a call of another.
+    static DISPOSES: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether this thread disposes of a batch, of whatever domain: it runs a call. Were it to wait until another domain has less,
+/// and that one's thread likewise for this, neither would go on.
+pub(super) fn disposes() -> bool {
+    DISPOSES.get() > 0
+}
 
 /// The batch that waits for its grace period.
 pub(super) struct Work {
@@ -237,6 +249,7 @@ impl Core {
     fn dispose(&self, work: &mut Work, source: &dyn BlockSource) -> RcuReport {
         // Relaxed: only this thread asks whether it is itself.
         self.disposing.store(thread_id(), Ordering::Relaxed);
+        DISPOSES.set(DISPOSES.get() + 1);
         self.hurry.store(false, Ordering::Relaxed);
         let mut report = RcuReport::default();
         self.free_blocks(work, source, &mut report);
@@ -276,6 +289,7 @@ impl Core {
                 }
             }
         }
+        DISPOSES.set(DISPOSES.get() - 1);
         self.disposing.store(0, Ordering::Relaxed);
         report
     }
