@@ -158,8 +158,8 @@ fn a_charge_is_kept() {
 
 /// What was taken of a charge is replaced in full by slow paths, however much that is and of whatever size.
 ///
-/// Red if it is not: in `satisfy` (`src/percpu/nolock.rs`), fill reserves by as much as stacks, and do not say that the
-/// region still wants something.
+/// Red if a region that still lacks blocks wants nothing more: in `satisfy` (`src/percpu/nolock.rs`), leave out the store
+/// at its end.
 #[test]
 fn a_charge_is_replaced_in_full() {
     let _alone = alone();
@@ -169,8 +169,8 @@ fn a_charge_is_replaced_in_full() {
         on_cpu(0, || {
             let mut taken = room();
             assert!(take_all(&mut taken, layout) >= charge);
-            // Several, as what a slow path does may be aborted by a preemption.
-            for _ in 0..4 {
+            // Each brings a part, and what it does may be aborted by a preemption.
+            for _ in 0..10 {
                 GLOBAL.drain(Drain::All);
                 let other = self::layout(2304);
                 // SAFETY: ours.
