@@ -60,7 +60,11 @@ impl Pool {
         if layout.size() == 0 || min > 1 << 20 {
             return Err(refused);
         }
-        let slots = (0..min).map(|_| Slot { link: AtomicU32::new(0), block: AtomicPtr::new(null_mut()) }).collect();
+        let mut slots = Vec::new();
+        // As many as there is room for, so that the vector is the box.
+        slots.try_reserve_exact(min).map_err(|_| refused)?;
+        slots.extend((0..min).map(|_| Slot { link: AtomicU32::new(0), block: AtomicPtr::new(null_mut()) }));
+        let slots = slots.into_boxed_slice();
         let pool = Pool { layout, slots, full: Stack::new(), vacant: Stack::new(), available: AtomicUsize::new(0) };
         for number in 1..=min as u32 {
             // SAFETY: the size is not zero.

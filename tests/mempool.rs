@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use pcpalloc::mempool::Pool;
 use pcpalloc::{Drain, PcpAlloc};
 use rcu_common::signals::{Timer, handle};
-use rcu_common::{Watchdog, alone, dealloc, fill, is_filled, scaled};
+use rcu_common::{Watchdog, alone, child, dealloc, fill, is_filled, scaled};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -90,6 +90,23 @@ fn what_cannot_be_promised_is_refused() {
     let none = Pool::new(beyond_nolock(), 0).unwrap();
     assert_eq!((none.available(), none.alloc()), (0, None));
     assert!(Pool::new(layout(1 << 50), 1).is_err(), "no such memory");
+}
+
+/// A limit that has no room for a pool refuses it, be it the blocks or what the pool keeps for each; the process goes on.
+///
+/// Red if it does not: in `Pool::new` (`src/mempool.rs`), `collect` the slots.
+#[test]
+fn a_limit_refuses_a_pool() {
+    const NAME: &str = "a_limit_refuses_a_pool";
+    if child::role().is_some() {
+        GLOBAL.set_limit(Some(8 << 20)).unwrap();
+        for min in [1 << 20, 1 << 18, 1 << 16] {
+            assert!(Pool::new(layout(128), min).is_err(), "{min} blocks");
+        }
+        assert_eq!(Pool::new(layout(128), 16).unwrap().available(), 16);
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "is refused"));
 }
 
 /// A pool that goes gives everything back.
