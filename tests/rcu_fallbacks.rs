@@ -3,14 +3,14 @@
 
 mod rcu_common;
 
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pcpalloc::PcpAlloc;
 use pcpalloc::rcu::{self, Backlog, BlockSource, Domain, Heap, RcuHead};
-use rcu_common::{Watchdog, alloc, alone, until};
+use rcu_common::{Watchdog, alloc, alone, child, until};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -154,6 +154,45 @@ fn two_arguments_need_no_page() {
     drop(guard);
     assert_eq!(domain.drain().freed, 1000);
     assert_eq!((domain.stats().pending_bytes, domain.stats().leaked), (0, 0));
+}
+
+/// A large block for which no note is to be had is freed after a grace period of its own, and counted.
+///
+/// Red if it is not counted: in `Core::free_large` (`src/rcu/defer.rs`), leave out the line about `freed`.
+#[test]
+fn without_a_note_a_large_free_waits() {
+    const NAME: &str = "without_a_note_a_large_free_waits";
+    if child::role().is_some() {
+        let large = Layout::from_size_align(64 << 10, 8).unwrap();
+        let block = alloc(large);
+        rcu::barrier();
+        let before = rcu::stats();
+        GLOBAL.set_limit(Some(8 << 20)).unwrap();
+        // Everything there is, linked through itself: the note's class last.
+        let mut taken = std::ptr::null_mut::<*mut u8>();
+        for size in [4096, size_of::<RcuHead>()] {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            loop {
+                // SAFETY: the size is not 0; a block has room for a pointer.
+                unsafe {
+                    let block = GLOBAL.alloc(layout).cast::<*mut u8>();
+                    if block.is_null() {
+                        break;
+                    }
+                    block.write(taken.cast());
+                    taken = block;
+                }
+            }
+        }
+        // SAFETY: a block that nobody else knows.
+        unsafe { rcu::free(block, large) };
+        let after = rcu::stats();
+        GLOBAL.set_limit(None).unwrap();
+        assert_eq!((after.fallbacks, after.pending_pointers), (before.fallbacks + 1, 0), "there was a note");
+        assert_eq!(after.freed, before.freed + 1);
+        return;
+    }
+    child::assert_passed(&child::run_plain(NAME, "waits"));
 }
 
 /// One page is enough for any number of frees: it is recycled, by whoever defers if nobody else does it.

@@ -150,6 +150,7 @@ impl Core {
                 }
                 self.counters.fallbacks.fetch_add(1, Ordering::Relaxed);
                 self.periods.wait(self.periods.snap(), true);
+                self.counters.freed.fetch_add(1, Ordering::Relaxed);
                 return crate::alloc::free_block(block, layout);
             };
             note.write(RcuHead::new());
