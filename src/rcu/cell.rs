@@ -12,8 +12,9 @@ use super::{Heap, ReadGuard, free, read_lock};
 
 /// A value that is read in sections and replaced as a whole.
 ///
-/// Reading is a load. A value that was replaced is dropped after a grace period, by the reclaimer's thread. Replacing
-/// allocates a box for the new value, defers the old one's drop, and may wait as [`retire`](super::retire) does.
+/// Reading is a load. A value that was replaced is dropped after a grace period, by the reclaimer's thread, most of the time.
+/// Replacing allocates a box for the new value, defers the old one's drop, and may wait, and drop other values, as
+/// [`retire`](super::retire) does.
 ///
 /// ```
 /// use pcpalloc::rcu::{self, RcuCell};

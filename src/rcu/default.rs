@@ -232,7 +232,8 @@ pub unsafe fn free_nolock(head: NonNull<RcuHead>, ptr: NonNull<u8>, layout: Layo
     unsafe { DEFAULT.free_nolock(head, ptr, layout) }
 }
 
-/// Calls `func` with `head` after a grace period, from the reclaimer's thread or one that drains.
+/// Calls `func` with `head` after a grace period: from the reclaimer's thread, which starts as [`free_nolock`] says; from one
+/// that drains or polls; or from any that defers something and helps, at [`Backlog::high`] or where no page is at hand.
 ///
 /// Never locks, allocates, waits or fails. A panic in `func` is contained.
 ///
@@ -267,7 +268,7 @@ pub unsafe fn call(head: NonNull<RcuHead>, func: unsafe fn(NonNull<RcuHead>)) {
 ///
 /// Without a destructor to run, about as cheap as [`free`]; with one, an allocation and a [`call`]. A panic in the
 /// destructor is contained. What counts against the [`Backlog`] is the box, not what the value owns besides. May wait
-/// as [`free`] does.
+/// as [`free`] does, and then run destructors of other values, as [`call`] says: what they lock must not be held here.
 ///
 /// Boxes may come from any global allocator. One that is in a block of this heap as its layout asks for is given back to
 /// the heap, past an allocator that only counts, say, on its way to it; all others to the global allocator.
