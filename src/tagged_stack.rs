@@ -109,7 +109,7 @@ mod model {
     use loom::sync::Arc;
     use loom::thread;
 
-    struct Words([AtomicU32; 3]);
+    struct Words([AtomicU32; 4]);
 
     impl Links for Words {
         fn link(&self, number: u32) -> &AtomicU32 {
@@ -118,7 +118,7 @@ mod model {
     }
 
     fn shared(numbers: &[u32]) -> Arc<(Stack, Words)> {
-        let shared = Arc::new((Stack::new(), Words([(); 3].map(|()| AtomicU32::new(0)))));
+        let shared = Arc::new((Stack::new(), Words([(); 4].map(|()| AtomicU32::new(0)))));
         numbers.iter().for_each(|&n| shared.0.push(&shared.1, n));
         shared
     }
@@ -127,8 +127,9 @@ mod model {
         std::iter::from_fn(|| shared.0.pop(&shared.1)).collect()
     }
 
-    /// Two threads pop and push back: every number is there exactly once afterwards. Positive control:
-    /// leave the count out of `new` in `pop`, and the model finds the lost number.
+    /// A thread pops while another pops two numbers and pushes a third, and then the first again: every number is there exactly
+    /// once afterwards. Positive controls: leave the count out of `new` in `push`, or in `pop`, and the model finds the number
+    /// that is lost.
     #[test]
     fn popping_and_pushing_back_loses_nothing() {
         loom::model(|| {
@@ -138,6 +139,7 @@ mod model {
                 thread::spawn(move || {
                     let first = stack.0.pop(&stack.1);
                     let second = stack.0.pop(&stack.1);
+                    stack.0.push(&stack.1, 3);
                     if let Some(n) = first {
                         stack.0.push(&stack.1, n);
                     }
@@ -150,7 +152,7 @@ mod model {
             all.extend(mine);
             all.extend(theirs);
             all.sort_unstable();
-            assert_eq!(all, [1, 2]);
+            assert_eq!(all, [1, 2, 3]);
         });
     }
 
