@@ -214,10 +214,13 @@ unsafe fn realloc_slow(heap: &PcpAlloc, block: *mut u8, layout: Layout, new_size
             return new.as_ptr();
         }
         let new = heap.alloc(new_layout);
-        if !new.is_null() {
-            core::ptr::copy_nonoverlapping(block, new, old_size.min(new_size));
-            heap.dealloc(block, layout);
+        if new.is_null() {
+            // What was cached has gone back meanwhile, so there may be room for what the block lacks, if not for a second one.
+            let resized = resize_large(NonNull::new_unchecked(block), layout, new_layout, false);
+            return resized.map_or(core::ptr::null_mut(), NonNull::as_ptr);
         }
+        core::ptr::copy_nonoverlapping(block, new, old_size.min(new_size));
+        heap.dealloc(block, layout);
         new
     }
 }

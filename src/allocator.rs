@@ -177,21 +177,25 @@ unsafe fn grow_zeroed(handle: &impl Handle, block: NonNull<u8>, old: Layout, new
             return allocate_zeroed(handle, new);
         }
         let usable = usable_size(new);
-        let in_place = if stays(old, new) {
-            Some(block)
-        } else if old.align() == new.align() {
-            resize_large(block, old, new, true)
-        } else {
-            None
-        };
-        if let Some(block) = in_place {
+        let resized = || {
+            let block = if stays(old, new) {
+                block
+            } else if old.align() == new.align() {
+                resize_large(block, old, new, true)?
+            } else {
+                return None;
+            };
             // What a mapping has grown by reads as zero.
             let end = if large::is_mapping(old.size(), old.align()) { usable_size(old) } else { usable };
             block.add(old.size()).write_bytes(0, end - old.size());
             handle.resized(usable_size(old), usable);
-            return Some(NonNull::slice_from_raw_parts(block, usable));
+            Some(NonNull::slice_from_raw_parts(block, usable))
+        };
+        if let Some(grown) = resized() {
+            return Some(grown);
         }
-        let moved = allocate_zeroed(handle, new)?;
+        // Where there is no room for a second block there may be for what this one lacks: as in `alloc::realloc_slow`.
+        let Some(moved) = allocate_zeroed(handle, new) else { return resized() };
         copy(handle, block, old, moved, old.size());
         Some(moved)
     }

@@ -180,3 +180,57 @@ fn near_the_limit_memory_is_given_back() {
     let outcome = child::Child::new(NAME, "").run().succeeded();
     println!("given back after {} ms", outcome.number("ms"));
 }
+
+/// A large block grows by what is free elsewhere, though there is no room for a second one beside it: by `realloc`, by a
+/// collection's allocator, zeroed, and, with feature `capi`, by C's `realloc`; at the limit, and where address space is short.
+///
+/// Red if the block is not looked at again when what was cached has gone back: in `realloc_slow` (`src/alloc.rs`), in
+/// `grow_zeroed` (`src/allocator.rs`) and in `resize_slow` (`src/capi/mod.rs`), return null where there is no second block.
+#[test]
+fn a_block_grows_where_there_is_no_room_for_two() {
+    use allocator_api2::alloc::Allocator;
+    use std::ptr::NonNull;
+    const NAME: &str = "a_block_grows_where_there_is_no_room_for_two";
+    child::body(NAME, |case| {
+        let (what, by) = case.split_once(' ').unwrap();
+        let layout = |size| Layout::from_size_align(size, 8).unwrap();
+        let (old, new) = (layout(48 * MIB), layout(80 * MIB));
+        // SAFETY: no size is 0; blocks are written within their size; the old block is not used after it has grown.
+        unsafe {
+            let block = match by {
+                "C" => libc::malloc(old.size()).cast(),
+                _ => HEAP.alloc(old),
+            };
+            let block = NonNull::new(block).expect("there is memory");
+            block.write_bytes(7, old.size());
+            if what == "limit" {
+                drop(Blocks::all(MIB, 40 * MIB));
+                assert!(HEAP.stats().free_resident > 38 * MIB, "{}", HEAP.stats());
+                HEAP.set_limit(Some(HEAP.stats().resident + 8 * MIB)).unwrap();
+            } else {
+                drop(Blocks::all(40 * MIB, 40 * MIB));
+                let mapped = std::fs::read_to_string("/proc/self/statm").unwrap();
+                let mapped = mapped.split(' ').next().unwrap().parse::<usize>().unwrap() * 4 * KIB;
+                let limit = libc::rlimit { rlim_cur: (mapped + 8 * MIB) as u64, rlim_max: libc::RLIM_INFINITY };
+                assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &limit), 0);
+            }
+            let grown = match by {
+                "zeroed" => {
+                    HEAP.grow_zeroed(block, old, new).map_or(std::ptr::null_mut(), |grown| grown.as_ptr().cast())
+                }
+                "C" => libc::realloc(block.as_ptr().cast(), new.size()).cast::<u8>(),
+                _ => HEAP.realloc(block.as_ptr(), old, new.size()),
+            };
+            assert!(!grown.is_null(), "{case}: {}", HEAP.stats());
+            assert!((0..old.size()).step_by(KIB).all(|at| grown.add(at).read() == 7), "{case}: what it held is there");
+            assert!(by != "zeroed" || (old.size()..new.size()).step_by(KIB).all(|at| grown.add(at).read() == 0));
+        }
+    });
+    for what in ["limit", "space"] {
+        for by in ["realloc", "zeroed", "C"] {
+            if by != "C" || cfg!(feature = "capi") {
+                child::Child::new(NAME, &format!("{what} {by}")).settings("worker:off,high:512m").run().succeeded();
+            }
+        }
+    }
+}

@@ -194,17 +194,21 @@ unsafe fn resize_slow(block: NonNull<u8>, found: Found, size: usize) -> *mut u8 
     }
     // SAFETY: the caller's obligation; both blocks are as large as what is copied, and two blocks do not overlap.
     unsafe {
-        if usable.min(size) > SLAB_MAX
-            && let Some(new) = resize_found(block, found, ALIGN, size)
-        {
+        let resized = || {
+            let new = (usable.min(size) > SLAB_MAX).then(|| resize_found(block, found, ALIGN, size)).flatten()?;
             alloc::told_resized((block, usable), (new, found_at(new).usable()), false);
-            return new.as_ptr();
+            Some(new.as_ptr())
+        };
+        if let Some(new) = resized() {
+            return new;
         }
         let new = allocate(size);
-        if !new.is_null() {
-            copy_nonoverlapping(block.as_ptr(), new, usable.min(size));
-            release(block.as_ptr());
+        if new.is_null() {
+            // Where there is no room for a second block there may be for what this one lacks: as in `alloc::realloc_slow`.
+            return resized().unwrap_or(new);
         }
+        copy_nonoverlapping(block.as_ptr(), new, usable.min(size));
+        release(block.as_ptr());
         new
     }
 }
