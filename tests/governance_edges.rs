@@ -188,6 +188,26 @@ fn a_worker_that_could_not_be_started_is_started_later() {
     Child::new(NAME, "").run().succeeded();
 }
 
+/// What large blocks leave when they shrink where they lie goes back, though nothing is freed besides.
+///
+/// Red if nobody is called for it: in `Zone::resize` (`src/zone/node.rs`), leave `BELL.freed` out.
+#[test]
+fn what_a_block_leaves_that_shrinks_goes_back() {
+    const NAME: &str = "what_a_block_leaves_that_shrinks_goes_back";
+    child::body(NAME, |_| {
+        let start = anonymous();
+        let blocks: Vec<*mut u8> = (0..16).map(|_| take(4 * MIB)).collect();
+        assert!(anonymous() > start + 60 * MIB);
+        for block in blocks {
+            // SAFETY: from `take`, with this size; the old pointer is not used again.
+            let shrunk = unsafe { HEAP.realloc(block, layout(4 * MIB), 40 * KIB) };
+            assert_eq!(shrunk, block, "it shrinks where it lies");
+        }
+        assert!(becomes(|| anonymous() < start + 8 * MIB), "{}", HEAP.stats());
+    });
+    Child::new(NAME, "").run().succeeded();
+}
+
 /// Where the system has no room for one more mapping, what should be unmapped from the middle of one loses its memory all the
 /// same.
 ///

@@ -399,16 +399,22 @@ impl Zone {
 
     /// Makes a run of one block longer or shorter where it lies; false if what lies behind it is in use.
     pub(crate) fn resize(&self, page: u32, old: u32, new: u32, purpose: Purpose) -> bool {
-        self.with_buddy(|buddy| {
+        let warm = self.with_buddy(|buddy| {
             if new > old && buddy.extend(page..page + old, page + new).is_none() {
-                return false;
+                return None;
             }
             if new < old {
                 buddy.free(page + new..page + old, old - new);
             }
             buddy.tag_run(page, new, purpose);
-            true
-        })
+            Some(buddy.free_warm_pages())
+        });
+        if new < old
+            && let Some(warm) = warm
+        {
+            BELL.freed((warm as usize) << PAGE_SHIFT);
+        }
+        warm.is_some()
     }
 }
 
