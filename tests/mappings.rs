@@ -153,6 +153,49 @@ fn what_grows_large_gets_huge_pages() {
     assert!(outcome.number("rest") < 32 * MIB, "{outcome:?}");
 }
 
+/// `thp:always` and `thp:never` are for all memory: a mapping, also when it has grown and when it is another's, and the pages
+/// that a zone begins with.
+///
+/// Red if one of them is left to the system: in `alloc_new` (`src/zone/mapping.rs`) or in `Zone::create`
+/// (`src/zone/reservation.rs`), leave `huge::advise` out.
+#[test]
+fn what_is_said_of_huge_pages_holds_for_all_memory() {
+    const NAME: &str = "what_is_said_of_huge_pages_holds_for_all_memory";
+    if !std::fs::exists("/sys/kernel/mm/transparent_hugepage").is_ok_and(|there| there) {
+        println!("skipped: this system has no huge pages to ask for");
+        return;
+    }
+    child::body(NAME, |flag| {
+        // A block of each kind, and what the kernel has noted of where it lies.
+        let run = take(100 * KIB);
+        let mapping = take(8 * MIB);
+        assert!(is_flagged(run, flag), "the first pages of a zone");
+        assert!(is_flagged(mapping, flag), "a mapping");
+        // SAFETY: from `take`, with this size, and not used any more.
+        let grown = unsafe { HEAP.realloc(mapping, layout(8 * MIB, 8), 40 * MIB) };
+        assert!(is_flagged(grown, flag), "a mapping that has grown");
+        free(grown, 40 * MIB);
+        let again = take(20 * MIB);
+        assert!(is_flagged(again, flag), "a mapping that was kept");
+        free(again, 20 * MIB);
+        free(run, 100 * KIB);
+    });
+    Child::new(NAME, "hg").settings("thp:always").run().succeeded();
+    Child::new(NAME, "nh").settings("thp:never").run().succeeded();
+}
+
+/// Whether the kernel has noted this of the range that a block begins in: `hg` that it is to have huge pages, `nh` that it is not.
+fn is_flagged(block: *mut u8, flag: &str) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
+    let begins = |line: &str| -> Option<std::ops::Range<usize>> {
+        let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+        Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+    };
+    let mut lines = maps.lines().skip_while(|line| !begins(line).is_some_and(|range| range.contains(&block.addr())));
+    let flags = lines.find_map(|line| line.strip_prefix("VmFlags:")).expect("the kernel says so");
+    flags.split_whitespace().any(|one| one == flag)
+}
+
 /// Whether the system gives huge pages of 2 MiB to who asks, and to nobody else.
 fn by_advice() -> bool {
     // SAFETY: asks for a number.

@@ -186,6 +186,7 @@ fn alloc_new(size: usize, align: usize, origin: Origin) -> Option<NonNull<u8>> {
         // The twin keeps both ends.
         MAPPED.fetch_add(len - (page + usable), Ordering::Relaxed);
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
+        huge::advise(start, len);
         Some(kept.add(page))
     }
 }

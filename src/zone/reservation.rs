@@ -246,7 +246,9 @@ impl Zone {
                 return None;
             }
             sys::prefer_node(base, size, node);
-            sys::advise_huge(base, sys::round_up(tables, sys::page_size())?, false);
+            let tables = sys::round_up(tables, sys::page_size())?;
+            sys::advise_huge(base, tables, false);
+            huge::advise(base.add(tables), committed - tables);
         }
         let at = |offset: usize| (sys::addr(base) + offset) as *mut u8;
         // SAFETY: the tables lie in the committed start, read as zero, do not overlap, and live for ever.
