@@ -150,7 +150,8 @@ impl Buddy {
     /// Takes `count` pages that start at a multiple of `1 << align`.
     pub(crate) fn alloc(&mut self, count: u32, align: u32, purpose: Purpose) -> Option<Taken> {
         let order = align.max(count.next_power_of_two().trailing_zeros());
-        let page = match self.parked.take(count, align) {
+        let parked = if self.spares_warm() { None } else { self.parked.take(count, align) };
+        let page = match parked {
             Some(page) => page,
             // It is small, and aligned to its size most often, so there is no better place to look for.
             None if matches!(purpose, Purpose::Slab(_)) => self.take_first(count, order)?,
@@ -334,6 +335,11 @@ impl Buddy {
             self.pages.set_cold(block.clone());
         }
         self.free(block, 0);
+    }
+
+    /// Whether there is no more warm memory than what is left for last.
+    fn spares_warm(&self) -> bool {
+        self.free_warm < self.reserve
     }
 
     fn order_at(&self, page: u32) -> u32 {

@@ -25,7 +25,7 @@ impl Buddy {
     /// else whatever of these is warm most, and else a cold block: from the first page on that is free in front of it
     /// ```
     pub(super) fn take_warmest(&mut self, count: u32, order: u32, align: u32) -> Option<u32> {
-        if self.free_warm == 0 || self.free_warm < self.reserve {
+        if self.free_warm == 0 || self.spares_warm() {
             return self.take_low(count, order, align);
         }
         let mut best = self.warmest(count, order);
@@ -76,25 +76,27 @@ impl Buddy {
     }
 
     /// The free blocks side by side in front of the one at `page`, as far as `count` pages need them: where the first of
-    /// them begins, and the first page there that is aligned. Runs as large as a huge page stay where they may be one.
+    /// them begins, and the first page there that is aligned. Runs as large as a huge page stay where they may be one, and warm
+    /// blocks that are left for last are passed over.
     fn free_from(&self, page: u32, count: u32, align: u32) -> (u32, u32) {
         let mut first = page;
         while count < 1 << UNIT_ORDER
             && page - first < count
-            && let Some(before) = self.free_before(first, false)
+            && let Some((before, warm)) = self.free_before(first)
+            && !(warm && self.spares_warm())
         {
             first = before;
         }
         (first, first.next_multiple_of(1 << align))
     }
 
-    /// The free block that ends at `end`, if there is one that suits.
-    fn free_before(&self, end: u32, warm: bool) -> Option<u32> {
+    /// Where the free block begins that ends at `end`, if there is one, and whether it is warm.
+    fn free_before(&self, end: u32) -> Option<(u32, bool)> {
         // It is aligned to its size, so its end is, too.
         (0..=end.trailing_zeros().min(MAX_ORDER)).find_map(|order| {
             let start = end.checked_sub(1 << order)?;
             let tag = self.pages.tag(start);
-            (tag == TAG_FREE | TAG_WARM | order as u8 || !warm && tag == TAG_FREE | order as u8).then_some(start)
+            (tag & !TAG_WARM == TAG_FREE | order as u8).then_some((start, tag & TAG_WARM != 0))
         })
     }
 
@@ -106,7 +108,7 @@ impl Buddy {
 
     /// That block, and its order.
     fn first_block(&mut self, count: u32, order: u32) -> Option<(u32, u32)> {
-        let warm_first = self.free_warm >= self.reserve;
+        let warm_first = !self.spares_warm();
         let mut found = self.lowest(count, order, warm_first);
         // Where what is warm is left for last, too: whoever asks knows that there is a run, parked or not.
         if found.is_none() && self.unpark() {
@@ -213,7 +215,7 @@ impl Buddy {
     fn warm_around(&self, page: u32, enough: u32) -> Range<u32> {
         let mut around = page..page + (1 << self.order_at(page));
         while around.end - around.start < enough
-            && let Some(start) = self.free_before(around.start, true)
+            && let Some((start, true)) = self.free_before(around.start)
         {
             around.start = start;
         }

@@ -389,6 +389,32 @@ fn large_runs_are_parked_that_come_again() {
     assert!(comes_and_goes(239));
 }
 
+/// While there is no more warm memory than the reserve, runs take cold memory, as long as there is any: neither what is
+/// parked, nor what is free in front of it.
+///
+/// Red if `alloc` takes what is parked without asking `spares_warm`, or if `free_from` goes over warm blocks all the same.
+#[test]
+fn a_reserve_is_left_alone_while_there_is_cold_memory() {
+    let takes_cold = |mut world: World, pages: u32| {
+        world.buddy.reserve = 1 << MAX_ORDER;
+        world.alloc(pages, 0);
+        let run = world.held.last().unwrap().0.clone();
+        assert_eq!(world.buddy.check(FIRST), Ok(()));
+        !run.into_iter().any(|page| world.touched[page as usize])
+    };
+    let mut world = World::new(PAGES);
+    for _ in 0..2 {
+        world.alloc(101, 0);
+        world.free(0, 101);
+    }
+    assert!(world.buddy.parked.orders() != 0);
+    assert!(takes_cold(world, 101));
+    let mut world = World::new(PAGES);
+    world.alloc(41, 0);
+    world.free(0, 41);
+    assert!(takes_cold(world, 11));
+}
+
 /// Eight large runs of any length, each replaced in turn, in 32 sequences of chance: at most 4 % more memory is touched
 /// than by first fit, which may put a run at any page.
 ///
