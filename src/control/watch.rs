@@ -168,9 +168,14 @@ impl Group {
                 _ => return None,
             };
             let path = path.strip_suffix(b"/").unwrap_or(path);
-            Group::at(Path::join(&[mount, path])?, mount.len())
-                .or_else(|| Group::at(Path::join(&[mount])?, mount.len()))
+            Group::nearest(Path::join(&[mount, path])?, mount.len())
         })
+    }
+
+    /// The group in a directory, or the nearest above it that has its files: a group for whose memory nobody accounts (version
+    /// 2, where the one above has not handed the controller on) has none, and is bound by the limits above it.
+    fn nearest(directory: Path, root: usize) -> Option<Group> {
+        core::iter::successors(Some(directory), |here| here.parent(root)).find_map(|here| Group::at(here, root))
     }
 
     /// Whether this group or one above it is within a sixteenth of a limit.
@@ -298,5 +303,25 @@ mod tests {
         assert!(root.parent(14).is_none());
         assert_eq!(up.with_file(b"x", |file| file.to_bytes().to_vec()).unwrap(), b"/sys/fs/cgroup/a/x");
         assert!(Path::join(&[&[b'a'; PATH_MAX]]).is_none());
+    }
+
+    /// A group without files of its own is bound by the one above, and nothing above the root is looked at.
+    ///
+    /// Red if `nearest` looks at the directory and the root alone.
+    #[test]
+    #[cfg(not(any(pcpalloc_twin, miri)))]
+    fn a_group_that_is_not_accounted_for_has_the_limits_above_it() {
+        let root = std::env::temp_dir().join(format!("pcpalloc-groups-{}", std::process::id()));
+        let above = root.join("above");
+        std::fs::create_dir_all(above.join("own")).unwrap();
+        std::fs::write(above.join("memory.current"), "950\n").unwrap();
+        std::fs::write(above.join("memory.max"), "1000\n").unwrap();
+        let (root, above) = (root.to_str().unwrap(), above.to_str().unwrap());
+        let own = Path::join(&[above.as_bytes(), b"/own"]).unwrap();
+        let found = Group::nearest(own, root.len());
+        let beyond = Group::nearest(own, own.len);
+        std::fs::remove_dir_all(root).unwrap();
+        assert!(found.is_some_and(|group| group.directory.bytes() == above.as_bytes()));
+        assert!(beyond.is_none());
     }
 }
