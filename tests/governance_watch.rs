@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::cgroup::{LimitedGroup, join};
-use common::memory::vmstat;
+use common::memory::{anonymous, vmstat};
 use common::{HEAP, KIB, MIB, child};
 use pcpalloc::PcpAlloc;
 
@@ -116,6 +116,30 @@ fn the_limits_of_a_control_group_are_heeded() {
             });
         }
     });
+}
+
+/// Where nothing is cached and free but what lies between blocks in use, that is given back when memory is short, as it is at
+/// no other time where the system has no call for many ranges.
+///
+/// Red if it is not looked at: in `relieve` (`src/control/pressure.rs`), leave `idle` out of the sum.
+#[test]
+fn what_lies_between_blocks_in_use_goes_back_near_the_limit() {
+    const NAME: &str = "what_lies_between_blocks_in_use_goes_back_near_the_limit";
+    child::body(NAME, |path| {
+        let objects: Vec<Box<[u8; 1000]>> = (0..60_000).map(|n| Box::new([n as u8; 1000])).collect();
+        let stay: Vec<_> = objects.into_iter().enumerate().filter(|(n, _)| n % 30 == 0).collect();
+        // Until the worker has seen to all that it gives back by itself.
+        std::thread::sleep(Duration::from_secs(5));
+        let before = anonymous();
+        fs::write(Path::new(path).join("memory.current"), "950\n").unwrap();
+        until("pages between blocks are given back", || anonymous() + 20 * MIB < before);
+        assert!(stay.iter().all(|(n, object)| object.iter().all(|&byte| byte == *n as u8)));
+    });
+    let directory = Directory::new("between");
+    directory.write("memory.current", 300);
+    directory.write("memory.max", 1000);
+    let path = directory.0.to_str().expect("a path of plain letters");
+    child::Child::new(NAME, path).settings(&format!("cgroup:{path},process_madvise:off")).run().succeeded();
 }
 
 /// A directory without such files, and the process's own group: nothing happens for want of them, and a process that

@@ -232,6 +232,11 @@ fn slab_classes() -> impl Iterator<Item = (usize, usize)> {
     (0..nodes().len()).flat_map(move |node| classes().map(move |class| (node, class)))
 }
 
+/// Bytes of free blocks in slabs that have memory behind them, whatever is in use beside them.
+pub(crate) fn idle_bytes() -> usize {
+    slab_classes().map(|(node, class)| central(node, class).counts().idle_bytes(class)).sum()
+}
+
 /// Makes holes wherever nothing in use is in the way; returns the bytes.
 pub(crate) fn punch_all() -> usize {
     slab_classes()
