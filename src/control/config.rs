@@ -308,8 +308,9 @@ impl Config {
         let mut marks: [Option<(&[u8], usize)>; 3] = [None; 3];
         let mut leave_out = |setting: &[u8], problem| {
             let mut line = Message::new();
-            let shown = core::str::from_utf8(setting).unwrap_or("?");
-            line.text("pcpalloc: PCPALLOC_CONF: \"").text(shown).text("\" is left out: ").text(problem).text("\n");
+            let (shown, more) = shown(setting);
+            line.text("pcpalloc: PCPALLOC_CONF: \"").text(shown).text(more);
+            line.text("\" is left out: ").text(problem).text("\n");
             report(&line);
         };
         for setting in conf.to_bytes().split(|&b| b == b',').filter(|s| !s.is_empty()) {
@@ -392,6 +393,16 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+/// So much of a setting as leaves a line room for any problem, and what stands for the rest.
+fn shown(setting: &[u8]) -> (&str, &'static str) {
+    const MOST: usize = 32;
+    let text = core::str::from_utf8(setting).unwrap_or("?");
+    match (0..=MOST).rev().find(|&end| text.is_char_boundary(end)) {
+        Some(end) if text.len() > MOST => (&text[..end], "..."),
+        _ => (text, ""),
     }
 }
 
@@ -505,6 +516,19 @@ mod tests {
         assert_eq!(config.watermarks, Watermarks { min: 0, low: 0, high: 1 << 20 });
         assert_eq!((config.thp, config.worker), (HugePages::Auto, false));
         assert_eq!((config.cgroup, config.pressure), (Cgroup::Off, false));
+    }
+
+    /// However long a setting is, the line says what is wrong with it, and ends.
+    ///
+    /// Red if the setting is shown in full.
+    #[test]
+    fn a_long_setting_leaves_room_for_the_problem() {
+        let mut lines = Vec::new();
+        let conf = c"cgruop:/sys/fs/cgroup/system.slice/a-service-with-a-name.service,üüüüüüüüüüüüüüü_ü";
+        Config::new().override_by(conf, |line| lines.push(String::from_utf8(line.as_bytes().to_vec()).unwrap()));
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].contains("\"cgruop:/sys/fs/cgroup/system.sli...\" is left out: "), "{lines:?}");
+        assert!(lines.iter().all(|line| line.ends_with(" and process_madvise\n")), "{lines:?}");
     }
 
     #[test]
