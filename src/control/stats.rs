@@ -15,7 +15,7 @@ use crate::{checked, heap, nolock, sys};
 /// allocated and freed meanwhile. `resident` is the sum of in use, cached, free and metadata. Counters count from the start of the
 /// process, and are not reset.
 ///
-/// Its `Display` is for people, eight lines; [`Stats::write_prometheus`] for machines.
+/// Its `Display` is for people, nine lines; [`Stats::write_prometheus`] for machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
