@@ -14,9 +14,9 @@ use std::time::Duration;
 use common::child::{self, Child, say};
 use common::kernel::Kernel;
 use common::model::{Holder, Oracle};
-use common::{HEAP, MIB, on_threads, scaled};
+use common::{HEAP, MIB, cpus, on_cpu, on_threads, scaled};
 use pcpalloc::debug::failures::{self, Call};
-use pcpalloc::debug::{Level, check};
+use pcpalloc::debug::{Level, check, is_guarded};
 use pcpalloc::profile::{self, Options, StartError, Unwinder, View};
 use pcpalloc::{Drain, PcpAlloc, rcu};
 use profile_common::{Held, Read_, alone, bounds, deviations, run};
@@ -145,6 +145,56 @@ fn sums_of_small_blocks_are_not_biased() {
         assert!(left.values().all(|&(objects, _)| objects == 0.0), "{view:?}: {left:?}");
     }
     check(&read, View::Allocated, rounds);
+}
+
+/// Blocks that were freed before a profile began are sampled like others, and what was decided about them at one interval
+/// stands for nothing at another.
+///
+/// Red if stacks stay as they are: leave `decide_anew();` out in `start` (`src/observe/mod.rs`), or in `stop` there, where what
+/// the profiler is due is then guarded.
+#[test]
+fn what_lies_on_stacks_is_decided_about_anew() {
+    const NAME: &str = "what_lies_on_stacks_is_decided_about_anew";
+    const BLOCKS: u64 = 16;
+    fn take(held: &mut Vec<Held>) {
+        // A size that nobody else asks for.
+        let layout = Layout::from_size_align(700, 8).expect("a layout");
+        // SAFETY: the layout's size is not zero.
+        held.extend((0..BLOCKS).map(|_| Held(unsafe { std::alloc::alloc(layout) }, layout)));
+    }
+    child::body(NAME, |_| {
+        on_cpu(cpus()[0], || {
+            let mut held = Vec::with_capacity(BLOCKS as usize);
+            let allocated = || {
+                let profile = profile::snapshot();
+                assert_eq!(profile.lost(), 0);
+                let sites = profile.sites().filter(|site| site.size() == 704);
+                sites.map(|site| site.total(View::Allocated).objects).sum::<u64>()
+            };
+            take(&mut held);
+            held.clear();
+            profile::start(&Options::new().interval(1)).expect("it can be observed");
+            take(&mut held);
+            assert_eq!(allocated(), BLOCKS, "each is sampled, and stands for itself");
+            held.clear();
+            profile::start(&Options::new().interval(1 << 40)).expect("it runs already");
+            take(&mut held);
+            assert_eq!(allocated(), BLOCKS, "none is sampled");
+            held.clear();
+            profile::start(&Options::new().interval(1)).expect("it runs already");
+            take(&mut held);
+            assert_eq!(allocated(), 2 * BLOCKS, "each is sampled again");
+            held.clear();
+            profile::stop();
+            take(&mut held);
+            assert!(held.iter().all(|block| !is_guarded(block.0)), "nor is what was due for somebody who has stopped");
+        });
+    });
+    for kernel in Kernel::MODES {
+        for settings in ["", "guard:1/1000000000"] {
+            Child::new(NAME, "").kernel(kernel).settings(settings).run().succeeded();
+        }
+    }
 }
 
 /// Red if `Book::change` does not note what was held (`site.at_peak`), or a new peak leaves its clock as it was.

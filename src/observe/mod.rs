@@ -32,12 +32,12 @@ pub mod count;
 pub(crate) mod table;
 
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::lock::Lock;
 use crate::percpu::observed::{self, UNIT};
 use crate::size_class::PAGE_SHIFT;
-use crate::sys;
+use crate::{percpu, sys};
 
 /// What is asked of those who look.
 pub(crate) trait Client: Sync {
@@ -102,6 +102,9 @@ fn under_way<R>(f: impl FnOnce() -> R) -> R {
 
 /// Held by whoever changes who looks.
 static CHANGING: Lock<()> = Lock::new(());
+/// Rates are being changed, and what is due was found to be at those before: nobody is asked. Relaxed: a thread that has
+/// found a block due before and asks afterwards has the one block in its hands.
+static BETWEEN_RATES: AtomicBool = AtomicBool::new(false);
 
 /// Pages on which blocks have been noted, by hash: how many, or 255 for more than can be counted. Relaxed: whoever frees
 /// a block has it from whoever noted it.
@@ -162,24 +165,41 @@ impl Slot {
 pub(crate) fn start(role: Role, client: &'static &'static dyn Client, rate: Rate) -> Result<(), Unobservable> {
     let _changing = CHANGING.lock();
     let slot = &SLOTS[role as usize];
+    BETWEEN_RATES.store(true, Ordering::Relaxed);
     slot.set(client, rate);
     apply_rates();
-    if observed::is_on() || observed::observe(true) {
-        return Ok(());
+    let is_on = observed::is_on() || observed::observe(true);
+    if is_on {
+        decide_anew();
+    } else {
+        slot.clear();
+        apply_rates();
     }
-    slot.clear();
-    apply_rates();
-    Err(Unobservable)
+    BETWEEN_RATES.store(false, Ordering::Relaxed);
+    if is_on { Ok(()) } else { Err(Unobservable) }
+}
+
+/// Has every block be decided about at the rates in force before it is handed out: those on stacks were when they came there,
+/// at other rates, or before anybody looked. (Those in batches between CPUs are when they come to a stack.)
+fn decide_anew() {
+    for cpu in 0..percpu::cpus() {
+        // One that cannot be reached, which takes a filter against fences that came late, keeps what was decided.
+        percpu::drain_cpu(cpu);
+    }
 }
 
 /// Nobody looks in this role from now on. Waits for callbacks that are under way, so it is not for one of them.
 pub(crate) fn stop(role: Role) {
     let _changing = CHANGING.lock();
+    BETWEEN_RATES.store(true, Ordering::Relaxed);
     SLOTS[role as usize].clear();
     apply_rates();
     if SLOTS.iter().all(|slot| slot.client().is_none()) {
         observed::observe(false);
+    } else {
+        decide_anew();
     }
+    BETWEEN_RATES.store(false, Ordering::Relaxed);
     // Acquire, paired with the release in `under_way`: what callbacks did is seen.
     while UNDER_WAY.fetch_add(0, Ordering::SeqCst) != 0 {
         std::thread::yield_now();
@@ -222,7 +242,7 @@ pub(crate) fn forget(block: *mut u8) {
 #[cold]
 #[inline(never)]
 pub(crate) fn sampled(block: *mut u8, size: usize) -> *mut u8 {
-    if block.is_null() { block } else { ask(&SLOTS, block, size) }
+    if block.is_null() || BETWEEN_RATES.load(Ordering::Relaxed) { block } else { ask(&SLOTS, block, size) }
 }
 
 fn ask(slots: &[Slot; 2], block: *mut u8, size: usize) -> *mut u8 {
@@ -294,7 +314,7 @@ pub(crate) fn is_elsewhere(block: NonNull<u8>) -> bool {
 pub(crate) fn resized(old: NonNull<u8>, new: NonNull<u8>, size: usize) {
     if is_on() {
         freed_observed(old.as_ptr(), false);
-        if observed::is_due(size) {
+        if observed::is_due(size) && !BETWEEN_RATES.load(Ordering::Relaxed) {
             told_where_it_is(new, size);
         }
     }

@@ -36,7 +36,7 @@
 //!
 //! Sizes are those of blocks ([`PcpAlloc::usable_size`](crate::PcpAlloc::usable_size)): what the request took, not what it
 //! asked for. Nolock allocations ([`try_alloc_nolock`](crate::PcpAlloc::try_alloc_nolock)) are not sampled, and miss a
-//! little more often meanwhile.
+//! little more often meanwhile; nor are blocks of a given node ([`alloc_on_node`](crate::PcpAlloc::alloc_on_node)).
 //!
 //! # How it can be off
 //!
@@ -146,7 +146,7 @@ impl fmt::Display for StartError {
 impl core::error::Error for StartError {}
 
 /// Begins a profile, or goes on with the one that is under way by other options. From any thread, while others allocate;
-/// takes a fence of every CPU, some tens of microseconds.
+/// drains every CPU, since what is cached there was decided about before. What is allocated meanwhile is left out.
 ///
 /// # Errors
 /// [`StartError`]; then nothing has changed.
