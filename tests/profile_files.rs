@@ -199,6 +199,29 @@ fn the_viewer_of_dhat_reads_it() {
     near("eb", View::Live);
 }
 
+/// A profile that has ended says the same whenever it is read: how long it took, and how long blocks lived that it did not see
+/// freed.
+///
+/// Red if its clock goes on: in `end` (`src/profile/record.rs`), leave `book.ended = Some(book.now());` out.
+#[test]
+fn time_stands_still_when_a_profile_has_ended() {
+    let _alone = profile_common::alone();
+    profile::start(&Options::new().interval(32 << 10)).expect("it can be observed");
+    let (_, held) = run(1);
+    profile::stop();
+    let read = || {
+        let (profile, mut dhat) = (profile::snapshot(), Vec::new());
+        profile.write_dhat(&mut dhat).expect("a vector takes everything");
+        (Read_::of(&profile).0.duration_nanos, String::from_utf8(dhat).expect("text"))
+    };
+    let before = read();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    let after = read();
+    assert!(before.0 > 0 && before.0 == after.0, "{} and {} ns", before.0, after.0);
+    assert!(before.1 == after.1, "lifetimes have not changed");
+    drop(held);
+}
+
 #[test]
 fn folded_stacks_are_what_flame_graphs_are_made_of() {
     let (profile, _held) = profile_of_a_program();

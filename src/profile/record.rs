@@ -77,6 +77,8 @@ pub(super) struct Site {
 pub(super) struct Book {
     memory: Option<Memory>,
     started: Option<Instant>,
+    /// When it was closed, if it was: its time stands still from then on.
+    ended: Option<u64>,
     frames: usize,
     stacks: usize,
     sites: usize,
@@ -108,6 +110,7 @@ unsafe impl Send for Memory {}
 static BOOK: Lock<Book> = Lock::new(Book {
     memory: None,
     started: None,
+    ended: None,
     frames: 0,
     stacks: 0,
     sites: 0,
@@ -189,7 +192,8 @@ fn hash_of(frames: &[usize]) -> u64 {
 
 impl Book {
     fn now(&self) -> u64 {
-        self.started.map_or(0, |started| started.elapsed().as_micros() as u64)
+        let running = || self.started.map_or(0, |started| started.elapsed().as_micros() as u64);
+        self.ended.unwrap_or_else(running)
     }
 
     /// The number of a stack, a new one if need be; `None` if there is no room.
@@ -396,6 +400,7 @@ pub(super) fn begin() {
     *book = Book {
         memory: Some(memory),
         started: Some(Instant::now()),
+        ended: None,
         frames: 0,
         stacks: 0,
         sites: 0,
@@ -413,6 +418,7 @@ pub(super) fn end() {
     let mut book = BOOK.lock();
     book.sweep();
     book.sampling = false;
+    book.ended = Some(book.now());
     let (Some(table), Some(mut memory)) = (table(), book.memory) else { return };
     table.words(|word| {
         if word & DEFERRED != 0 {
