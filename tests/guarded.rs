@@ -8,7 +8,7 @@ mod common;
 use std::alloc::GlobalAlloc;
 use std::ffi::c_void;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use common::block::layout;
 use common::child::{self, Child, Outcome, in_a_fork, say};
@@ -202,6 +202,47 @@ fn other_handlers_are_called_and_other_faults_left_alone() {
     assert_eq!((outcome.value("own handler"), outcome.stderr.as_str()), ("called", ""), "{outcome:#?}");
     let outcome = run("elsewhere");
     assert_eq!((outcome.signal(), outcome.stderr.as_str()), (Some(libc::SIGSEGV), ""), "{outcome:#?}");
+}
+
+/// A handler that asked to be called once (`SA_RESETHAND`) and returns is called once: then the access ends the process.
+///
+/// Red if it is called whenever the access is tried again: in `enter` (`src/sys/fault.rs`), change
+/// `flags & libc::SA_RESETHAND != 0` to `false`.
+#[test]
+fn a_handler_that_asked_to_be_called_once_is() {
+    const NAME: &str = "a_handler_that_asked_to_be_called_once_is";
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn once(_: libc::c_int) {
+        let line = b"\nonce: called\n";
+        // SAFETY: the buffer is valid; leaving like this is allowed in a handler.
+        unsafe {
+            libc::write(libc::STDOUT_FILENO, line.as_ptr().cast(), line.len());
+            if CALLS.fetch_add(1, Ordering::Relaxed) > 0 {
+                libc::_exit(7);
+            }
+        }
+    }
+    child::body(NAME, |_| {
+        if debug::has_guards() {
+            return say("too early", "yes");
+        }
+        // SAFETY: the structure is valid when zero; the function has the type that is asked for.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = once as *const () as usize;
+            action.sa_flags = libc::SA_RESETHAND;
+            assert_eq!(libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut()), 0);
+        }
+        let block = (0..1000).map(|_| allocated_here(|_| true)).find(|&block| debug::is_guarded(block));
+        let block = block.expect("a sample in twenty million");
+        freed_here(block);
+        accessed_here(block);
+    });
+    let mut runs = (0..8).map(|_| Child::new(NAME, "").settings("guard:1/50000").run());
+    let outcome = runs.find(|outcome| !outcome.stdout.contains("too early")).expect("a sample at the right time");
+    assert!(outcome.stderr.starts_with("pcpalloc: use after free"), "{outcome:#?}");
+    assert_eq!(outcome.stdout.matches("once: called").count(), 1, "{outcome:#?}");
+    assert_eq!(outcome.signal(), Some(libc::SIGSEGV), "{outcome:#?}");
 }
 
 /// A signal that somebody sends is no bad access: it does what it would do without us, which is to end the process, or

@@ -108,14 +108,20 @@ unsafe extern "C" fn enter(signal: c_int, info: *mut libc::siginfo_t, context: *
                     libc::raise(signal);
                 }
             }
-            function if before.is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0) => {
-                let function: unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
-                    core::mem::transmute(function);
-                function(signal, info, context);
-            }
             function => {
-                let function: unsafe extern "C" fn(c_int) = core::mem::transmute(function);
-                function(signal);
+                let flags = before.map_or(0, |before| before.sa_flags);
+                if flags & libc::SA_RESETHAND != 0 {
+                    // It asked to be called once, and to have nobody in the way when the access is tried again.
+                    stand_aside(signal);
+                }
+                if flags & libc::SA_SIGINFO != 0 {
+                    let function: unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
+                        core::mem::transmute(function);
+                    function(signal, info, context);
+                } else {
+                    let function: unsafe extern "C" fn(c_int) = core::mem::transmute(function);
+                    function(signal);
+                }
             }
         }
     }
