@@ -204,6 +204,23 @@ fn other_handlers_are_called_and_other_faults_left_alone() {
     assert_eq!((outcome.signal(), outcome.stderr.as_str()), (Some(libc::SIGSEGV), ""), "{outcome:#?}");
 }
 
+/// Where there never was a block, none was freed.
+///
+/// Red if whatever is forbidden counts as freed: in `report_access` (`src/checked/fault.rs`), leave
+/// `.filter(|slot| distance(slot, fault.address).is_some())` out.
+#[test]
+fn an_access_where_no_block_has_been_is_wild() {
+    const NAME: &str = "an_access_where_no_block_has_been_is_wild";
+    child::body(NAME, |_| {
+        // A block of the first half, and a place of the second, which a pool that has given few blocks has not used.
+        accessed_here(allocated_here(|_| true).wrapping_add(256 * PAGE));
+    });
+    let outcome = Child::new(NAME, "").settings("guard:1/500").run();
+    assert_eq!(outcome.signal(), Some(libc::SIGSEGV), "{outcome:#?}");
+    assert!(outcome.stderr.starts_with("pcpalloc: wild access: a read at "), "{outcome:#?}");
+    assert!(!outcome.stderr.contains("by thread") && !outcome.stderr.contains("a block of"), "{outcome:#?}");
+}
+
 /// A handler that asked to be called once (`SA_RESETHAND`) and returns is called once: then the access ends the process.
 ///
 /// Red if it is called whenever the access is tried again: in `enter` (`src/sys/fault.rs`), change

@@ -92,7 +92,10 @@ fn report_access(room: &mut Room, fault: &Fault) {
     }
     let page = page_of(fault.address);
     let (what, slot) = if page % 2 == 1 {
-        ("use after free", guarded::slot(page / 2))
+        match guarded::slot(page / 2).filter(|slot| distance(slot, fault.address).is_some()) {
+            None => ("wild access", None),
+            slot => ("use after free", slot),
+        }
     } else {
         // Between two pages: whichever block is nearer.
         let (before, behind) = (page.checked_sub(1).and_then(|page| guarded::slot(page / 2)), guarded::slot(page / 2));
