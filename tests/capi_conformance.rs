@@ -354,6 +354,40 @@ fn the_heap_says_where_its_memory_is() {
     assert!(outcome.stderr.contains("in use") && outcome.stderr.contains("metadata"), "{outcome:?}");
 }
 
+/// Whole pages that are free between blocks in use are free memory, too: nothing is left for a trim by Rust's word.
+///
+/// Red if they stay: in `trim` (`src/capi/report.rs`), leave `holes::punch_all()` out.
+#[test]
+fn a_trim_reaches_pages_between_blocks() {
+    const NAME: &str = "a_trim_reaches_pages_between_blocks";
+    child::body(NAME, |_| {
+        let mut blocks: Vec<_> = (0..32 * KIB).map(|_| c::malloc(KIB)).collect();
+        // SAFETY: each is as long as was asked for.
+        blocks.iter().for_each(|&block| unsafe { block.cast::<u8>().write_bytes(1, KIB) });
+        // A block in four pages stays.
+        let mut number = 0;
+        blocks.retain(|&block| {
+            let stays = number % 16 == 0;
+            number += 1;
+            if !stays {
+                c::free(block);
+            }
+            stays
+        });
+        assert_eq!(c::malloc_trim(usize::MAX), 0, "all may be kept");
+        let before = HEAP.stats().free_resident;
+        assert!(before > 20 * MIB, "{before}");
+        assert_eq!(c::malloc_trim(0), 1);
+        let (after, left) = (HEAP.stats().free_resident, HEAP.trim().released);
+        assert!(
+            after < before / 2 && left < MIB,
+            "{before} bytes were free, {after} still are; {left} could have gone"
+        );
+        blocks.into_iter().for_each(c::free);
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
+}
+
 /// A limit makes C's functions fail, and nothing else.
 ///
 /// Red if `refused` (`src/capi/mod.rs`) does not set `errno`.

@@ -4,7 +4,7 @@ use core::ffi::c_int;
 use core::fmt::Write;
 
 use crate::control::{self, Drain};
-use crate::slab::retire;
+use crate::slab::{holes, retire};
 use crate::sys;
 use crate::zone::{free_resident, mapping, release};
 
@@ -60,12 +60,17 @@ pub(crate) fn mallinfo() -> Mallinfo {
     Mallinfo(all.map(|value| c_int::try_from(value).unwrap_or(c_int::MAX)))
 }
 
-/// Drains all stacks and gives back what is free beyond `keep` bytes; 1 if that was something.
+/// Drains all stacks and gives back what is free beyond `keep` bytes, pages between blocks in use last; 1 if that was
+/// something.
 pub(crate) fn trim(keep: usize) -> c_int {
     control::drain(Drain::All);
     retire::retire_all();
     let surplus = free_resident().saturating_sub(keep);
-    (surplus > 0 && release(surplus) > 0) as c_int
+    let mut released = if surplus > 0 { release(surplus) } else { 0 };
+    if control::stats().free_resident > keep {
+        released += holes::punch_all();
+    }
+    (released > 0) as c_int
 }
 
 pub(crate) fn print() {
