@@ -99,9 +99,10 @@ pub(crate) fn record(path: SlowPath, nanos: u64) {
     cells.nanos.fetch_add(nanos, Ordering::Relaxed);
 }
 
-/// Bucket n holds what took less than 2^n nanoseconds and is in none before.
+/// Bucket n holds what took 2^n nanoseconds or less and is in none before: a bound belongs to its bucket, as Prometheus
+/// has it.
 fn bucket(nanos: u64) -> usize {
-    ((u64::BITS - nanos.leading_zeros()) as usize).min(BUCKETS - 1)
+    ((u64::BITS - nanos.saturating_sub(1).leading_zeros()) as usize).min(BUCKETS - 1)
 }
 
 /// How long one slow path took.
@@ -122,14 +123,15 @@ impl Histogram {
         self.total
     }
 
-    /// A share of `q` (0 to 1) took less than this; within a factor of two. Zero if there were none.
+    /// A share of `q` (0 to 1) took this or less; within a factor of two. Zero if there were none.
     pub fn quantile(&self, q: f64) -> Duration {
         let wanted = ((self.count() as f64 * q).ceil() as u64).max(1);
         let reached = self.cumulative().find(|&(_, count)| count >= wanted);
         reached.map_or(Duration::ZERO, |(bound, _)| bound)
     }
 
-    /// Upper bounds, ascending, and how many took less; the last is a bound only in name, for whatever took longer.
+    /// Upper bounds, ascending, and how many took so long or less; the last is a bound only in name, for whatever took
+    /// longer.
     pub fn cumulative(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         self.counts.iter().enumerate().scan(0, |seen, (n, count)| {
             *seen += count;
@@ -161,7 +163,11 @@ impl Latencies {
 
 impl fmt::Display for Latencies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<14}{:>12}{:>12}{:>12}{:>12}{:>12}", "slow path", "times", "total", "p50 <", "p99 <", "p99.9 <")?;
+        write!(
+            f,
+            "{:<14}{:>12}{:>12}{:>12}{:>12}{:>12}",
+            "slow path", "times", "total", "p50 <=", "p99 <=", "p99.9 <="
+        )?;
         for path in SlowPath::ALL {
             let histogram = self.of(path);
             write!(f, "\n{:<14}{:>12}{:>12}", path.name(), histogram.count(), Time(histogram.total()))?;
@@ -197,8 +203,23 @@ mod tests {
 
     #[test]
     fn buckets_are_powers_of_two() {
-        assert_eq!([0, 1, 2, 3, 4, 1023, 1024].map(bucket), [0, 1, 2, 2, 3, 10, 11]);
+        assert_eq!([0, 1, 2, 3, 4, 1023, 1024, 1025].map(bucket), [0, 0, 1, 2, 2, 10, 10, 11]);
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    /// What took just as long as a bound says is counted there: a row of Prometheus with `le` means so.
+    ///
+    /// Red if it is counted in the next: in `bucket` (`src/latency.rs`), leave `saturating_sub(1)` out.
+    #[test]
+    fn a_bound_belongs_to_its_bucket() {
+        for n in 0..BUCKETS - 1 {
+            let mut histogram = Histogram { counts: [0; BUCKETS], total: Duration::ZERO };
+            let (nanos, longer) = (1 << n, (1 << n) + 1);
+            histogram.counts[bucket(nanos)] += 1;
+            histogram.counts[bucket(longer)] += 1;
+            let row = histogram.cumulative().find(|row| row.0 == Duration::from_nanos(nanos));
+            assert_eq!(row, Some((Duration::from_nanos(nanos), 1)));
+        }
     }
 
     #[test]

@@ -275,7 +275,7 @@ impl View {
         if rows.is_empty() {
             rows.push(vec!["not measured: PCPALLOC_CONF=latency:on".to_string()]);
         }
-        table(&["slow path", "times", "since the last look", "p50 µs <", "p99 µs <", "p99.9 µs <"], rows)
+        table(&["slow path", "times", "since the last look", "p50 µs ≤", "p99 µs ≤", "p99.9 µs ≤"], rows)
     }
 }
 
