@@ -67,10 +67,12 @@ fn sleeps() -> u64 {
     .sum()
 }
 
-/// Whether the worker is there and sleeps: awake, it looks seven times at least in two seconds.
+/// Whether the worker is there and sleeps: awake, it looks three times at least in a second.
 fn falls_asleep() -> bool {
+    // What it takes to ask is freed, too, and then idle: the worker is awake for four seconds after it.
+    std::thread::sleep(Duration::from_secs(6));
     let before = sleeps();
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(1));
     before > 0 && sleeps() == before
 }
 
