@@ -311,7 +311,7 @@ impl PcpAlloc {
     /// ```
     ///
     /// # Errors
-    /// If less is asked for than is in use now; the limit in force stays.
+    /// If less is asked for than is in use now, the heap's own bookkeeping ([`Stats::metadata`]) included; the limit in force stays.
     #[doc(alias = "memory_limit")]
     #[doc(alias = "memory.max")]
     pub fn set_limit(&self, bytes: Option<usize>) -> Result<(), ConfigError> {

@@ -48,11 +48,15 @@ impl Stats {
         let mut text = Text(out);
         let rows = [
             ("in_use_bytes", "Blocks the program holds.", self.in_use),
-            ("deferred_bytes", "Of these, blocks that wait for a grace period.", self.deferred),
+            ("deferred_bytes", "Bytes of blocks that wait for a grace period; part of what is in use.", self.deferred),
             ("percpu_cached_bytes", "Free blocks in per-CPU stacks and batches.", self.percpu_cached),
             ("free_resident_bytes", "Free memory not given back to the system.", self.free_resident),
             ("metadata_bytes", "The allocator's own tables.", self.metadata),
-            ("resident_bytes", "All of the above.", self.resident),
+            (
+                "resident_bytes",
+                "Blocks in use, free ones that are cached, free memory and tables, together.",
+                self.resident,
+            ),
             ("committed_bytes", "Address space made usable.", self.committed),
             ("mappings", "Blocks that are mappings of their own.", self.mappings),
             ("zones", "Zones.", self.zones),
@@ -133,9 +137,9 @@ fn write_counters(text: &mut Text<impl Write>) -> fmt::Result {
 fn write_zones(text: &mut Text<impl Write>) -> fmt::Result {
     let fields: Fields<&'static Zone, 4> = [
         ("zone_spanned_bytes", "Address space of a zone.", |zone| zone.spanned_pages() as usize * PAGE),
-        ("zone_committed_bytes", "Of it, what has been made usable.", |zone| zone.committed_bytes()),
+        ("zone_committed_bytes", "What of a zone's address space has been made usable.", |zone| zone.committed_bytes()),
         ("zone_free_bytes", "Free pages.", |zone| zone.free_pages().0 as usize * PAGE),
-        ("zone_free_resident_bytes", "Of them, those with memory behind them.", |zone| zone.free_warm_bytes()),
+        ("zone_free_resident_bytes", "Free pages with memory behind them.", |zone| zone.free_warm_bytes()),
     ];
     for (name, help, field) in fields {
         text.header(name, help)?;
@@ -183,7 +187,7 @@ fn write_cpus(text: &mut Text<impl Write>) -> fmt::Result {
     let fields: Fields<&'static Region, 9> = [
         ("cpu_cached_bytes", "Bytes of the blocks on a CPU's stacks.", |region| region.cached_now()),
         ("cpu_cached_blocks", "Blocks on a CPU's stacks, reserves aside.", |region| region.blocks().0),
-        ("cpu_capacity_blocks", "What they have room for.", |region| region.blocks().1),
+        ("cpu_capacity_blocks", "Blocks that a CPU's stacks have room for.", |region| region.blocks().1),
         ("cpu_refills_total", "Allocations that found a stack empty.", |region| count(&region.counters().refills)),
         ("cpu_flushes_total", "Frees that found a stack full.", |region| count(&region.counters().flushes)),
         ("cpu_drains_total", "Times the stacks were drained.", |region| count(&region.counters().drains)),
@@ -267,7 +271,7 @@ fn write_rcu(text: &mut Text<impl Write>) -> fmt::Result {
     }
     let rows = [
         ("rcu_pending", "Objects that wait for a grace period, or to be freed after it.", stats.pending_pointers),
-        ("rcu_pending_bytes", "Bytes of them.", stats.pending_bytes),
+        ("rcu_pending_bytes", "Bytes of what waits for a grace period.", stats.pending_bytes),
         ("rcu_pages", "Pages of pointers in use or spare.", stats.blocks),
         ("rcu_freed_total", "Blocks freed after a grace period.", stats.freed),
         ("rcu_called_total", "Calls made after a grace period.", stats.called),

@@ -85,6 +85,7 @@ fn a_free_fills_the_pool_first() {
 
 #[test]
 fn what_cannot_be_promised_is_refused() {
+    let _alone = alone();
     assert!(Pool::new(Layout::from_size_align(0, 8).unwrap(), 1).is_err());
     assert!(Pool::new(layout(8), (1 << 20) + 1).is_err());
     let none = Pool::new(beyond_nolock(), 0).unwrap();
@@ -106,6 +107,7 @@ fn a_limit_refuses_a_pool() {
         assert_eq!(Pool::new(layout(128), 16).unwrap().available(), 16);
         return;
     }
+    let _alone = alone();
     child::assert_passed(&child::run_plain(NAME, "is refused"));
 }
 

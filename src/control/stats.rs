@@ -33,7 +33,7 @@ pub struct Stats {
     /// The allocator's own tables that have memory behind them.
     #[doc(alias = "stats.metadata")]
     pub metadata: usize,
-    /// All of the above.
+    /// The sum of `in_use`, `percpu_cached`, `free_resident` and `metadata`.
     #[doc(alias = "stats.resident")]
     pub resident: usize,
     /// Address space made readable and writable, resident or not.
