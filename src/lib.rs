@@ -311,7 +311,8 @@ impl PcpAlloc {
     /// ```
     ///
     /// # Errors
-    /// If less is asked for than is in use now, the heap's own bookkeeping ([`Stats::metadata`]) included; the limit in force stays.
+    /// If less is asked for than is in use now, the heap's own bookkeeping ([`Stats::metadata`]) included; the limit in
+    /// force stays.
     #[doc(alias = "memory_limit")]
     #[doc(alias = "memory.max")]
     pub fn set_limit(&self, bytes: Option<usize>) -> Result<(), ConfigError> {
@@ -545,11 +546,11 @@ impl PcpAlloc {
     /// Sets aside `per_cpu` blocks for this layout on every CPU, for nolock allocation alone.
     ///
     /// The charge is kept: drains, trims and ordinary allocation leave it, what is taken from it is replaced by
-    /// the next ordinary slow paths on that CPU, up to 252 blocks each (of more than 32 KiB four), and [`PcpAlloc::free_nolock`]
-    /// fills it first. Layouts of the
-    /// same size class share a charge. Calling again changes it, and makes up for what was taken; 0 gives the blocks back. Costs the memory of
-    /// `per_cpu` blocks times the machine's possible CPUs; it is not for a signal handler. The arrays in which they stand, 8 bytes
-    /// a block, rounded up to a power of two, stay with the heap for ever ([`Stats::metadata`]), for the next charge.
+    /// the next ordinary slow paths on that CPU, up to 252 blocks each (of more than 32 KiB four), and
+    /// [`PcpAlloc::free_nolock`] fills it first. Layouts of the same size class share a charge. Calling again changes it, and
+    /// makes up for what was taken; 0 gives the blocks back. Costs the memory of `per_cpu` blocks times the machine's possible
+    /// CPUs; it is not for a signal handler. The arrays in which they stand, 8 bytes a block, rounded up to a power of two, stay
+    /// with the heap for ever ([`Stats::metadata`]), for the next charge.
     ///
     /// Where stacks belong to threads, the charge is the calling thread's.
     ///

@@ -237,7 +237,8 @@ impl Slab {
         result.map(|()| given)
     }
 
-    /// As [`Slab::give`], for the first block alone, which lies in the stretch.
+    /// As [`Slab::give`], for the first block alone, which lies in the stretch: where the next ones lie elsewhere, a loop costs
+    /// more than it saves.
     #[inline(always)]
     pub(super) fn give_first(
         &mut self,
