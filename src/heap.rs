@@ -85,7 +85,7 @@ fn bring_up(config: &Config) {
     }
     BRINGER.store(me, Ordering::Relaxed);
     let own = config;
-    let config = config.with_environment();
+    let config = config.with_environment(false);
     // Before anything can be allocated: the C library may do so in what follows.
     checked::init(config.hardening());
     percpu::init(config.rseq, config.membarrier);
@@ -157,7 +157,7 @@ fn replace_default(config: &Config) {
     if *config != Config::new()
         && STATE.compare_exchange(UP_BY_DEFAULT, UP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     {
-        let config = config.with_environment();
+        let config = config.with_environment(true);
         config.apply();
         if !checked::is_as(config.hardening(), config.guarded()) {
             sys::report(

@@ -93,7 +93,7 @@ mod control;
 #[cfg(all(feature = "debug", not(loom)))]
 #[doc(hidden)]
 pub mod debug;
-// Under loom this and the three like it are there for their models alone.
+// Under loom this and the four like it are there for their models alone.
 #[cfg(loom)]
 #[allow(dead_code)]
 #[path = "rcu/epoch.rs"]
@@ -110,6 +110,10 @@ mod large;
 mod latency;
 #[cfg_attr(loom, allow(dead_code))]
 mod list;
+#[cfg(loom)]
+#[allow(dead_code)]
+#[path = "zone/listener.rs"]
+mod listener;
 #[cfg(not(loom))]
 mod lock;
 #[cfg(not(loom))]

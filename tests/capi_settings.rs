@@ -77,3 +77,18 @@ fn a_worker_outlives_settings_that_come_late() {
         Child::new(NAME, argument).run().succeeded();
     }
 }
+
+/// What is wrong with the environment is said once, though it is read once more when settings come.
+///
+/// Red if `replace_default` (`src/heap.rs`) reads it as if for the first time. (What contradicts a static's marks alone is
+/// news, and red if it is held back.)
+#[test]
+fn what_is_wrong_is_said_once() {
+    const NAME: &str = "what_is_wrong_is_said_once";
+    static MARKED: PcpAlloc =
+        PcpAlloc::with_config(Config::new().watermarks(pcpalloc::Watermarks { min: 0, low: MIB, high: 2 * MIB }));
+    child::body(NAME, |_| ask(&MARKED));
+    let outcome = Child::new(NAME, "").settings("limit:lots,low:4m").run().succeeded();
+    assert_eq!(outcome.stderr.matches("\"limit:lots\" is left out").count(), 1, "{outcome:#?}");
+    assert_eq!(outcome.stderr.matches("\"low:4m\" is left out").count(), 1, "{outcome:#?}");
+}

@@ -122,6 +122,8 @@ fn deferred_frees_complete_at_the_groups_limit() {
     const OBJECT: usize = 1000;
     child::body(NAME, |path| {
         let path = Path::new(path);
+        // Stacks of a CPU that it has not been on have no memory yet.
+        common::move_thread(0, common::cpus()[0]);
         map_programs();
         join(path);
         let control = File::open(path.join("memory.oom_control")).expect("the group is there");

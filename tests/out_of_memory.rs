@@ -235,6 +235,39 @@ fn calls_fail_at_random() {
     on_threads(KERNELS.map(|kernel| move || drop(Child::new(NAME, name_of(kernel)).kernel(kernel).run().succeeded())));
 }
 
+/// A stack grows only once there is memory for it: whoever frees would wait for that otherwise, when there is none.
+///
+/// Red if it grows all the same: in `grow` (`src/percpu/capacity.rs`), do not ask `provide_large`.
+#[test]
+fn stacks_grow_into_memory_that_is_there() {
+    const NAME: &str = "stacks_grow_into_memory_that_is_there";
+    child::body(NAME, |_| {
+        let cpu = common::cpus()[0];
+        common::move_thread(0, cpu);
+        let to_and_fro = || {
+            for _ in 0..20 {
+                let blocks: Vec<_> = (0..5000).map(|_| alloc(64).expect("there is memory")).collect();
+                // SAFETY: just allocated, and by this layout.
+                blocks.into_iter().for_each(|block| unsafe { HEAP.dealloc(block.as_ptr(), layout(64, 8)) });
+            }
+            HEAP.drain(Drain::Cpu(cpu)).drained
+        };
+        failures::fail(Call::Populate as u32, 0, usize::MAX);
+        let small = to_and_fro();
+        assert!(failures::counts().1 > 0, "it was asked for");
+        failures::fail(0, 0, 0);
+        let large = to_and_fro();
+        assert!(
+            (1..=64 * 64).contains(&small) && large > 1000 * 64,
+            "{small} bytes on small stacks, {large} on large ones"
+        );
+    });
+    let pinned = SECTIONS.then(|| Child::new(NAME, "").settings("worker:off").run().succeeded());
+    if pinned.is_none() {
+        println!("skipped: stacks do not belong to CPUs here");
+    }
+}
+
 /// Memory that cannot be populated ahead of use is used all the same.
 ///
 /// Red if a refusal is taken for success: in `Zone::populate_free` (`src/zone/node.rs`), let `done` be true.

@@ -107,12 +107,16 @@ impl Region {
             }
         }
         let stack = book.stacks[class];
-        if capacity > CLASS[class].capacity as usize && !stack.large {
-            if !exclusive.stop() {
+        if capacity > CLASS[class].capacity as usize {
+            // Now, and not by page faults: those would be taken while the CPU is stopped, and by frees, which must not wait
+            // for memory when there is none (at the limit of a control group they would, until somebody frees).
+            if !self.provide_large(book, class, capacity) || (!stack.large && !exclusive.stop()) {
                 return;
             }
-            self.move_to_large(book, class);
-            exclusive.start();
+            if !stack.large {
+                self.move_to_large(book, class);
+                exclusive.start();
+            }
         }
         self.set_capacity(book, class, capacity);
     }

@@ -26,6 +26,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering}
 use super::observed::Sampler;
 use crate::lock::Lock;
 use crate::size_class::{CLASS, CLASSES};
+use crate::sys;
 use crate::zone::META;
 
 /// Headers of a region, by index: the stack of each class is at the class's own; then come
@@ -157,6 +158,8 @@ pub(super) struct Stack {
     pub(super) freed_at: u16,
     /// How often in a row one was asked for soon after that.
     pub(super) soon: u8,
+    /// Pages of the large array that have been given memory, from the sentinel's on.
+    provided: u8,
     /// `top` as it was when the hand last came by.
     pub(super) seen: *mut usize,
 }
@@ -233,6 +236,23 @@ impl Region {
         *region.headers[DEFERRED].limit.get_mut() = nothing.limit;
         book.deferred = nothing.base;
         Some(region)
+    }
+
+    /// Gives memory to a class's large array for `capacity` entries, if it has not been done; false if there is none.
+    pub(super) fn provide_large(&self, book: &mut Book, class: usize, capacity: usize) -> bool {
+        let stack = &mut book.stacks[class];
+        let page = sys::page_size();
+        let sentinel = self as *const Region as usize + LAYOUT.1[class] as usize;
+        let first = sentinel & !(page - 1);
+        let pages = (sentinel + (1 + capacity) * WORD - first).div_ceil(page);
+        let (start, more) = (first + stack.provided as usize * page, pages.saturating_sub(stack.provided as usize));
+        // SAFETY: pages of META's memory on which the array lies, whose contents stay.
+        let done =
+            more == 0 || NonNull::new(start as *mut u8).is_some_and(|at| unsafe { sys::provide(at, more * page) });
+        if done {
+            stack.provided += more as u8;
+        }
+        done
     }
 
     /// The first entry of the large array of a class, its sentinel in place.

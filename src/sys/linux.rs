@@ -5,6 +5,7 @@ use core::num::NonZeroUsize;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use nix::errno::Errno;
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 
 use super::failures::{Call, refuses};
@@ -147,6 +148,17 @@ fn advise(start: NonNull<u8>, len: usize, advice: MmapAdvise) -> bool {
 /// The range is committed and belongs to the caller.
 pub(crate) unsafe fn populate(start: NonNull<u8>, len: usize) -> bool {
     !refuses(Call::Populate) && advise(start, len, MmapAdvise::MADV_POPULATE_WRITE)
+}
+
+/// As [`populate`], for memory that must not be waited for later: false if there is none. Where the kernel has no such call
+/// the answer is yes, and pages get theirs by faults.
+///
+/// # Safety
+/// As for [`populate`].
+pub(crate) unsafe fn provide(start: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: the caller's obligation; contents stay.
+    let done = keep_errno(|| unsafe { mman::madvise(start.cast(), len, MmapAdvise::MADV_POPULATE_WRITE) });
+    !refuses(Call::Populate) && done != Err(Errno::ENOMEM)
 }
 
 /// Takes the memory behind the range away; it reads as zero afterwards.

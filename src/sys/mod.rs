@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | address space | `reserve` (no memory behind it), `commit` (readable, writable, reads as zero), `map` (both at once), `unmap`, `remap` |
 //! | time | `monotonic_nanos` (never 0) |
-//! | memory | `populate`, `release`, `release_all`, `releases_at_once`, `release_one_by_one`, `advise_huge`, `guard`, `unguard`, `forbid`, `permit` |
+//! | memory | `populate`, `provide`, `release`, `release_all`, `releases_at_once`, `release_one_by_one`, `advise_huge`, `guard`, `unguard`, `forbid`, `permit` |
 //! | randomness | `random_key` |
 //! | processors | `possible_cpus`, `each_cpu_of_node`, `each_node`, `node_distances`, `node_has_memory`, `prefer_node`, `current_cpu`, `current_cpu_and_node` |
 //! | ordering | `register_membarrier`, `fence_cpu` |

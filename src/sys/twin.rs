@@ -72,6 +72,10 @@ pub(crate) unsafe fn populate(_start: NonNull<u8>, _len: usize) -> bool {
     true
 }
 
+pub(crate) unsafe fn provide(_start: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
 pub(crate) unsafe fn release(start: NonNull<u8>, len: usize) -> bool {
     // SAFETY: the range belongs to the caller, who needs nothing in it any more.
     unsafe { core::ptr::write_bytes(start.as_ptr(), 0, len) };

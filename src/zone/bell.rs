@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
+use super::listener::{ASLEEP, AWAKE, Listener, NEVER, NOBODY, REFUSED};
 use super::marks::{MARKS, free_resident};
 use super::release;
 use crate::sys;
@@ -13,8 +14,8 @@ const WORTHWHILE: usize = 1 << 20;
 /// A futex word, and whether anybody waits on it.
 pub(crate) struct Bell {
     rings: AtomicU32,
-    /// The worker: [`NOBODY`], [`AWAKE`], [`ASLEEP`], [`REFUSED`] or [`NEVER`].
-    listener: AtomicU32,
+    /// The worker.
+    listener: Listener,
     /// How often no thread could be had, and calls since. Relaxed: when it is tried again is a matter of taste.
     refusals: AtomicU32,
     calls: AtomicU32,
@@ -26,7 +27,7 @@ pub(crate) struct Bell {
 
 pub(crate) static BELL: Bell = Bell {
     rings: AtomicU32::new(0),
-    listener: AtomicU32::new(NOBODY),
+    listener: Listener::new(),
     refusals: AtomicU32::new(0),
     calls: AtomicU32::new(0),
     due: AtomicBool::new(false),
@@ -40,15 +41,6 @@ pub(crate) static BELL: Bell = Bell {
 /// itself.
 const STARTS_LATER: bool = cfg!(feature = "capi");
 
-/// There is no worker; the next call starts one.
-const NOBODY: u32 = 0;
-const AWAKE: u32 = 1;
-const ASLEEP: u32 = 2;
-/// There is no worker, and will be none.
-const NEVER: u32 = 3;
-/// There is none, because no thread could be had; some calls later it is tried again.
-const REFUSED: u32 = 4;
-
 /// log2 of the calls after which it is tried again; twice as many each time, up to so many times.
 const PATIENCE: u32 = 6;
 const PATIENCE_GROWS: u32 = 10;
@@ -57,10 +49,11 @@ impl Bell {
     /// Memory became free in a zone, or in the slabs of a class, that now has this much: calls the worker, unless it is up.
     #[inline]
     pub(crate) fn freed(&self, free: usize) {
-        // Relaxed: a hint. A call that is missed comes with the next free.
-        let listener = self.listener.load(Ordering::Relaxed);
-        if free >= WORTHWHILE && listener != AWAKE {
-            self.ring(listener);
+        if free >= WORTHWHILE {
+            let listener = self.listener.after_counting();
+            if listener != AWAKE {
+                self.ring(listener);
+            }
         }
     }
 
@@ -73,7 +66,7 @@ impl Bell {
             }
             NOBODY => self.start(),
             ASLEEP => {
-                // Sequentially consistent, as in `sleep`: either it sees the ring or we see that it sleeps.
+                // Sequentially consistent: it may be on its way to sleep, and then sees the ring in `futex_wait`.
                 self.rings.fetch_add(1, Ordering::SeqCst);
                 sys::futex_wake(&self.rings);
             }
@@ -94,8 +87,7 @@ impl Bell {
         if starter.is_null() {
             return;
         }
-        // Relaxed: one of several callers starts it.
-        if self.listener.compare_exchange(NOBODY, AWAKE, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if self.listener.change(NOBODY, AWAKE) {
             // SAFETY: `set_starter` stored a function of this type. Acquire, paired with its release.
             let starter: fn() = unsafe { core::mem::transmute(starter) };
             starter();
@@ -104,7 +96,7 @@ impl Bell {
 
     /// The next call starts the worker, where it could not be started before.
     fn try_again(&self) {
-        let _ = self.listener.compare_exchange(REFUSED, NOBODY, Ordering::Relaxed, Ordering::Relaxed);
+        self.listener.change(REFUSED, NOBODY);
     }
 
     /// What whoever frees does where there is no worker: the least that keeps the bound.
@@ -117,7 +109,7 @@ impl Bell {
 
     /// A zone grew: there will be something to give back.
     pub(super) fn grew(&self) {
-        if STARTS_LATER && self.listener.load(Ordering::Relaxed) == NOBODY {
+        if STARTS_LATER && self.listener.rumoured() == NOBODY {
             self.due.store(true, Ordering::Relaxed);
         }
     }
@@ -130,16 +122,16 @@ impl Bell {
 
     /// Says that the worker is being started by the caller; false if somebody else was first.
     pub(crate) fn claim_worker(&self) -> bool {
-        self.due.swap(false, Ordering::Relaxed)
-            && self.listener.compare_exchange(NOBODY, AWAKE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.due.swap(false, Ordering::Relaxed) && self.listener.change(NOBODY, AWAKE)
     }
 
     /// Calls the worker whatever there is: if it is up, it looks once more before it sleeps.
     pub(crate) fn call(&self) {
-        // Sequentially consistent, as in `sleep`.
+        // Sequentially consistent, as what `after_ringing` reads, and `fall_asleep` writes: either it sees the ring or we see
+        // that it sleeps.
         self.rings.fetch_add(1, Ordering::SeqCst);
         self.try_again();
-        let listener = self.listener.load(Ordering::SeqCst);
+        let listener = self.listener.after_ringing();
         if listener == NOBODY || listener == ASLEEP {
             self.ring(listener);
         }
@@ -153,33 +145,33 @@ impl Bell {
     /// Says whether there may be a worker. One that is there sees it when it is called, and goes.
     pub(crate) fn set_wanted(&self, wanted: bool) {
         if wanted {
-            let _ = self.listener.compare_exchange(NEVER, NOBODY, Ordering::Relaxed, Ordering::Relaxed);
+            self.listener.change(NEVER, NOBODY);
             return;
         }
         self.due.store(false, Ordering::Relaxed);
-        // Sequentially consistent, as in `sleep`.
-        self.listener.store(NEVER, Ordering::SeqCst);
+        self.listener.set(NEVER);
+        // Sequentially consistent, as in `call`.
         self.rings.fetch_add(1, Ordering::SeqCst);
         sys::futex_wake(&self.rings);
     }
 
     /// Whether there is to be no worker.
     pub(crate) fn is_unwanted(&self) -> bool {
-        self.listener.load(Ordering::Relaxed) == NEVER
+        self.listener.rumoured() == NEVER
     }
 
     /// Says that no thread could be had for the worker.
     pub(crate) fn refused(&self) {
         self.calls.store(0, Ordering::Relaxed);
         self.refusals.fetch_add(1, Ordering::Relaxed);
-        let _ = self.listener.compare_exchange(AWAKE, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
+        self.listener.change(AWAKE, REFUSED);
     }
 
     /// In the child of a `fork`, which has no worker; whether one is `due`, or comes with the next call.
     pub(crate) fn after_fork(&self, due: bool) {
-        // Relaxed: there is one thread.
-        if self.listener.load(Ordering::Relaxed) != NEVER {
-            self.listener.store(NOBODY, Ordering::Relaxed);
+        // There is one thread.
+        if self.listener.rumoured() != NEVER {
+            self.listener.set(NOBODY);
             self.due.fetch_or(due, Ordering::Relaxed);
         }
     }
@@ -193,12 +185,12 @@ impl Bell {
     /// bytes are free.
     pub(crate) fn sleep(&self, seen: u32, tolerated: usize) {
         // It may have been told to go.
-        if self.listener.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        if self.listener.fall_asleep() {
             // Who frees from here on sees that the worker sleeps; what was freed before is looked at once more.
             if free_resident() <= tolerated {
                 sys::futex_wait(&self.rings, seen);
             }
-            let _ = self.listener.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst);
+            self.listener.wake_up();
         }
     }
 }

@@ -10,6 +10,7 @@ mod bell;
 mod buddy;
 mod counters;
 mod huge;
+mod listener;
 mod marks;
 mod meta;
 mod node;
