@@ -152,7 +152,7 @@ fn what_was_a_huge_page_comes_again_as_small_ones() {
     const NAME: &str = "what_was_a_huge_page_comes_again_as_small_ones";
     child::body(NAME, |_| {
         let fill = |size: usize, bytes: usize| (0..bytes / size).map(|n| block(size, n)).collect::<Vec<_>>();
-        // One block in five pages keeps the addresses up to 64 MiB. Behind them there are huge pages, where they are quick.
+        // One block in five pages keeps the addresses up to 80 MiB. Behind them there are huge pages, where they are quick.
         let stay: Vec<_> = fill(1000, 80 * MIB).into_iter().step_by(20).collect();
         drop(fill(3000, 160 * MIB));
         HEAP.trim();

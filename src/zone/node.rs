@@ -134,10 +134,12 @@ impl Node {
                     run.zone.free(run.page, pages, 0);
                     continue;
                 }
-                if run.warm == 0 && ahead && huge::is_due(pages) && run.zone.populate_unit() {
-                    // Once: what another thread takes of it meanwhile is not made up for.
+                if run.warm == 0 && ahead && huge::is_due(pages) {
+                    // Once: what another thread takes of it meanwhile is not made up for. The run goes back first, since what is
+                    // left of a larger block beside it may be no unit.
                     ahead = false;
                     run.zone.free(run.page, pages, 0);
+                    run.zone.populate_unit();
                     continue;
                 }
                 sys::tools::open(run.address().as_ptr(), (pages as usize) << PAGE_SHIFT);
@@ -257,12 +259,12 @@ impl Zone {
         populated
     }
 
-    /// Gives memory to a whole unit of free cold pages; false if there is none, or the system refuses.
-    fn populate_unit(&self) -> bool {
-        let Some(unit) = self.with_buddy(|buddy| buddy.take_cold_unit(huge::UNIT_ORDER)) else { return false };
+    /// Gives memory to a whole unit of free cold pages, if there is one and the system does not refuse.
+    fn populate_unit(&self) {
+        let Some(unit) = self.with_buddy(|buddy| buddy.take_cold_unit(huge::UNIT_ORDER)) else { return };
         // SAFETY: the unit is committed, free, and out of the buddy, so it is ours.
         let done = unsafe { huge::populate_unit(self.address_of(unit.start), || self.populate_range(&unit)) };
-        self.put_populated(unit, 0, done).is_some()
+        self.put_populated(unit, 0, done);
     }
 
     /// Gives memory to a block that is out of the buddy, of which so many pages have some, and puts it back; returns
