@@ -60,6 +60,25 @@ pub const ROWS: &[Row] = &[
         run: |n| batches(100_000, n),
     },
     Row {
+        name: "free_in_order",
+        operation: "the free of 64 bytes, of 20,000 blocks that are freed in the order in which they were allocated",
+        operations: 2_000_000,
+        run: |n| frees(n, |_| {}),
+    },
+    Row {
+        name: "free_shuffled",
+        operation: "the free of 64 bytes, of 20,000 blocks that are freed in random order",
+        operations: 2_000_000,
+        run: |n| {
+            let mut random = Random::new(0);
+            frees(n, |objects| {
+                for last in (1..objects.len()).rev() {
+                    objects.swap(last, (random.next() >> 32) as usize % (last + 1));
+                }
+            })
+        },
+    },
+    Row {
         name: "churn",
         operation: "a random one of 100,000 live objects of 8 to 511 bytes is replaced by one of another size",
         operations: 2_000_000,
@@ -90,6 +109,25 @@ fn batches(count: usize, n: u64) -> (u64, Duration) {
     let time = start.elapsed();
     assert_eq!(wrong | differences(&neighbours), 0, "an object has changed");
     (rounds * sizes.len() as u64, time)
+}
+
+/// Allocates 20,000 objects of 64 bytes and frees them as `arrange` has put them, until there have been `n`; the frees are
+/// timed, and that the objects are looked at.
+fn frees(n: u64, mut arrange: impl FnMut(&mut [Object])) -> (u64, Duration) {
+    const COUNT: u64 = 20_000;
+    let mut objects = Vec::with_capacity(COUNT as usize);
+    let (rounds, mut time, mut sum) = (n.div_ceil(COUNT), Duration::ZERO, 0);
+    for _ in 0..rounds {
+        objects.extend((0..COUNT).map(|tag| Object::new(black_box(64), tag)));
+        arrange(&mut objects);
+        let start = Instant::now();
+        for object in objects.drain(..) {
+            sum += object.difference(0);
+        }
+        time += start.elapsed();
+    }
+    assert_eq!(sum, rounds * sum_below(COUNT), "an object has changed");
+    (rounds * COUNT, time)
 }
 
 /// 0 if all objects are as they were made, tagged with their place.
