@@ -162,6 +162,37 @@ fn what_is_not_there_is_not_watched() {
     }
 }
 
+/// A child of a `fork` has a worker of its own that watches, and not the descriptor of its parent's, nor its parent's
+/// parent's.
+///
+/// Red if it keeps them: in `after_fork` (`src/control/worker.rs`), leave the trigger alone.
+#[test]
+fn children_watch_with_one_descriptor() {
+    const NAME: &str = "children_watch_with_one_descriptor";
+    fn watch_and_fork(generations: u32) {
+        let files = || {
+            fs::read_dir("/proc/self/fd")
+                .expect("/proc is mounted")
+                .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
+        };
+        let watched = || files().filter(|file| file.ends_with("pressure/memory")).count();
+        // Its worker has started with a slow path.
+        drop(vec![1u8; 5 * MIB]);
+        until("pressure is watched", || watched() > 0);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(watched(), 1);
+        if generations > 0 {
+            assert_eq!(child::in_a_fork(|| watch_and_fork(generations - 1)), 0);
+        }
+    }
+    child::body(NAME, |_| watch_and_fork(2));
+    if fs::OpenOptions::new().write(true).open("/proc/pressure/memory").is_err() {
+        println!("skipped: there is no pressure stall information here");
+        return;
+    }
+    child::Child::new(NAME, "").settings("pressure:on").run().succeeded();
+}
+
 /// Real pressure: a control group with a limit that a program in it runs against, reading a file larger than the limit
 /// over and over. Needs the right to make a control group (version 1 or 2); without it, says so.
 ///

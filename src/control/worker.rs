@@ -60,6 +60,7 @@ fn has_work_from_the_start() -> bool {
 /// slow path of an allocation.
 pub(crate) fn after_fork() {
     RUNNING.store(false, Ordering::Relaxed);
+    sys::Trigger::after_fork();
     BELL.after_fork(has_work_from_the_start());
 }
 

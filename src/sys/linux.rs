@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_int, c_void};
 use core::num::NonZeroUsize;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
@@ -493,10 +493,14 @@ impl ThreadExit {
     }
 }
 
-/// A file of pressure stall information that has been told when to speak up (Linux 4.20; 6.5 without privileges).
+/// A file of pressure stall information that has been told when to speak up (Linux 4.20; 6.5 without privileges). One
+/// thread makes them.
 pub(crate) struct Trigger {
     file: c_int,
 }
+
+/// The latest trigger's descriptor, -1 if it has gone. Relaxed: its thread writes it, and the child of a `fork` reads it.
+static TRIGGER: AtomicI32 = AtomicI32::new(-1);
 
 impl Trigger {
     /// `when`, as the kernel's `accounting/psi.rst` has it, ends with a byte of 0; `None` if it is refused.
@@ -506,8 +510,17 @@ impl Trigger {
         keep_errno(|| unsafe {
             let file = libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC);
             let trigger = (file >= 0).then_some(Trigger { file })?;
+            TRIGGER.store(file, Ordering::Relaxed);
             (libc::write(file, when.as_ptr().cast(), when.len()) == when.len() as isize).then_some(trigger)
         })
+    }
+
+    /// In the child of a `fork`, which has the descriptor of a trigger and not the thread whose it is: closes it.
+    pub(crate) fn after_fork() {
+        let file = TRIGGER.swap(-1, Ordering::Relaxed);
+        if file >= 0 {
+            drop(Trigger { file });
+        }
     }
 
     /// Waits for the trigger, but not longer than `time`: whether it went off. `None` if it never will again.
@@ -524,6 +537,8 @@ impl Trigger {
 
 impl Drop for Trigger {
     fn drop(&mut self) {
+        // First, so that a child of a `fork` does not close what has this number by then.
+        let _ = TRIGGER.compare_exchange(self.file, -1, Ordering::Relaxed, Ordering::Relaxed);
         // SAFETY: the descriptor is this value's own.
         keep_errno(|| unsafe { libc::close(self.file) });
     }

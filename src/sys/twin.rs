@@ -342,6 +342,8 @@ impl Trigger {
         None
     }
 
+    pub(crate) fn after_fork() {}
+
     pub(crate) fn wait(&self, _time: core::time::Duration) -> Option<bool> {
         None
     }
