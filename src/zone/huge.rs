@@ -6,11 +6,11 @@
 //!     a larger one            gives memory to a whole unit of 2 MiB by one call, and takes the run from that
 //! ```
 //!
-//! What is given memory ahead of its use is free and resident, and counted so; it is less than a quarter of such a heap, and
-//! the less the larger it is. Whether the unit is one huge page or 512 small ones is decided by what both have taken here so far: a huge page
-//! is cleared in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where the system has to
-//! move memory about to have one, or a virtual machine has to get it from its host, it takes several times as long. (Such
-//! stalls are what huge pages are turned off for.)
+//! What is given memory ahead of its use is free and resident, and counted so; it is less than a quarter of such a heap,
+//! and the less the larger it is. Whether the unit is one huge page or 512 small ones is decided by what both have taken here
+//! so far: a huge page is cleared in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where
+//! the system has to move memory about to have one, or a virtual machine has to get it from its host, it takes several times
+//! as long. (Such stalls are what huge pages are turned off for.)
 //!
 //! ```text
 //! a mapping has grown, in a heap of 64 MiB:
