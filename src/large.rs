@@ -73,7 +73,7 @@ fn alloc_run(pages: u32, order: u32, purpose: Purpose) -> Option<Run> {
         nodes_from(percpu::node_here()).find_map(|node| nodes()[node].alloc(pages, order, purpose, retire::make_room))
     };
     let run = checked::insist(any_node)?;
-    if run.warm < pages {
+    if run.grows {
         holes::heap_grew();
     }
     Some(run)

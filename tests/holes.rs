@@ -89,6 +89,37 @@ fn what_lies_between_blocks_in_use_goes_back_when_nobody_wants_it() {
     child::Child::new(NAME, "").run().succeeded();
 }
 
+/// Before the heap grows by a sixteenth, it makes holes, if as much lies idle in slabs: whatever the pages are of that it
+/// grows by.
+///
+/// Red if it does not look: have `heap_grew` in `src/slab/holes.rs` return at once; or if it takes pages that have just been
+/// given memory for old ones: leave `!ahead` out of `Node::alloc` in `src/zone/node.rs`.
+#[test]
+fn what_lies_idle_makes_room_for_growth() {
+    const NAME: &str = "what_lies_idle_makes_room_for_growth";
+    // SAFETY: no range of this process (-10001, Linux 6.14) is given up.
+    if unsafe { libc::syscall(libc::SYS_process_madvise, -10001, std::ptr::null::<u8>(), 0, libc::MADV_DONTNEED, 0) }
+        != 0
+    {
+        println!("skipped: the system takes no memory back at many places at once");
+        return;
+    }
+    child::body(NAME, |_| {
+        let fill = |size: usize| (0..48 * MIB / size).map(|number| block(size, number)).collect::<Vec<_>>();
+        let stay: Vec<_> = fill(1000).into_iter().step_by(12).collect();
+        let before = HEAP.stats();
+        let more: Vec<_> = fill(3000);
+        let after = HEAP.stats();
+        let (grown, kept) = (after.in_use - before.in_use, after.resident - before.resident);
+        assert!(kept < grown / 3 * 2, "grown by {} KiB, of which {} KiB are new", grown / KIB, kept / KIB);
+        assert_figures_agree();
+        drop((stay, more));
+    });
+    for settings in ["worker:off", "worker:off,thp:never"] {
+        child::Child::new(NAME, "").settings(settings).run().succeeded();
+    }
+}
+
 /// Says that it is over, also when it ends in a panic.
 struct Done<'a>(&'a AtomicBool);
 

@@ -53,7 +53,7 @@ pub(crate) fn alloc_bulk_counted(node: usize, class: usize, out: &mut [usize]) -
         && fixed.size as usize <= PAGE
         && run.zone.resident_bytes() >= POPULATE_FROM
         && run.zone.populate_run(run.page, fixed.pages as u32);
-    if run.warm < pages {
+    if run.grows {
         holes::heap_grew();
     }
     let backing = match run.warm {

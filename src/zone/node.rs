@@ -76,6 +76,8 @@ pub(crate) struct Run {
     pub page: u32,
     /// How many of the pages may hold old contents; if none does, the run reads as zero.
     pub warm: u32,
+    /// Whether the heap takes memory from the system for it: some pages are cold, or a unit of pages was until now.
+    pub grows: bool,
 }
 
 impl Run {
@@ -142,6 +144,7 @@ impl Node {
                     run.zone.populate_unit();
                     continue;
                 }
+                let run = Run { grows: run.grows || !ahead, ..run };
                 sys::tools::open(run.address().as_ptr(), (pages as usize) << PAGE_SHIFT);
                 if run.warm < pages && MARKS.is_limited() && !MARKS.admits(0, (pages as usize) << PAGE_SHIFT) {
                     run.zone.free(run.page, pages, 0);
@@ -168,7 +171,7 @@ impl Node {
     fn alloc_free(&self, pages: u32, align: u32, order: u32, purpose: Purpose) -> Option<Run> {
         self.zones().filter(|zone| zone.may_have(order)).find_map(|zone| {
             let taken = zone.alloc(pages, align, purpose)?;
-            Some(Run { zone, page: taken.page, warm: taken.warm })
+            Some(Run { zone, page: taken.page, warm: taken.warm, grows: taken.warm < pages })
         })
     }
 
