@@ -16,7 +16,7 @@ const CHILD: &str = "PCPALLOC_BENCH_CHILD";
 /// A setting, and what it is.
 const SETTINGS: [(&str, &str); 5] = [
     ("thp:never", "no huge pages"),
-    ("thp:auto", "huge pages where they come quickly, from 8 MiB on (the default)"),
+    ("thp:auto", "huge pages where they come quickly, from 16 MiB on (the default)"),
     ("thp:always", "huge pages everywhere"),
     ("thp:never,low:600m,high:640m", "populated ahead, no huge pages"),
     ("thp:always,low:600m,high:640m", "populated ahead, huge pages"),

@@ -110,7 +110,7 @@ fn stats_agree_with_the_kernel() {
     drop(holes);
 }
 
-/// A heap of 8 MiB and more takes memory that is cold by units of 2 MiB, each by one call; what it has ahead is free and
+/// A heap of 16 MiB and more takes memory that is cold by units of 2 MiB, each by one call; what it has ahead is free and
 /// counted. A smaller one takes no more than its blocks need.
 ///
 /// Positive control: have `is_due` in `src/zone/huge.rs` return false, or leave `LARGE_HEAP` out of it; or give a unit memory
@@ -128,12 +128,12 @@ fn a_large_heap_takes_memory_by_units() {
                 live.extend((0..100).map(|n| vec![n; 8192]));
             }
         };
-        grow_to(6 * MIB);
+        grow_to(12 * MIB);
         child::say("small heap", vmstat("pgpopulate") * 4096);
-        grow_to(20 * MIB);
+        grow_to(24 * MIB);
         let (before, began) = (vmstat("pgpopulate") * 4096, GLOBAL.stats());
         let other = anonymous().saturating_sub(began.resident);
-        grow_to(120 * MIB);
+        grow_to(124 * MIB);
         let stats = GLOBAL.stats();
         child::say("large heap", vmstat("pgpopulate") * 4096 - before);
         child::say("grown by", stats.in_use - began.in_use);

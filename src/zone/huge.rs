@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! a run is wanted, and all that is free for it is cold:
-//!     a heap below 8 MiB      leaves it to page faults
+//!     a heap below 16 MiB     leaves it to page faults
 //!     a larger one            gives memory to a whole unit of 2 MiB by one call, and takes the run from that
 //! ```
 //!
-//! What is given memory ahead of its use is free and resident, and counted so; it is less than a quarter of such a heap,
-//! and the less the larger it is. Whether the unit is one huge page or 512 small ones is decided by what both have taken here
+//! What is given memory ahead of its use is free and resident, and counted so; it is less than an eighth of such a
+//! heap, and the less the larger it is. Whether the unit is one huge page or 512 small ones is decided by what both have taken here
 //! so far: a huge page is cleared in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where
 //! the system has to move memory about to have one, or a virtual machine has to get it from its host, it takes several times
 //! as long. (Such stalls are what huge pages are turned off for.)
@@ -33,9 +33,10 @@ use crate::sys;
 /// log2 of the pages in a unit.
 pub(super) const UNIT_ORDER: u32 = 9;
 
-/// Resident bytes of a heap that takes memory by units. Programs of 17 to 70 MiB (`shared_table`, `lru`, `rc_map`, `syn` in
-/// `benches/compare`) take up to a tenth less time from here on than from 64 MiB, and 1 % more memory at their peaks.
-const LARGE_HEAP: usize = 8 << 20;
+/// Resident bytes of a heap that takes memory by units. Programs of 20 to 70 MiB (`rc_map`, `syn`, `rptest_16t` in
+/// `benches/compare`) take 4 to 25 % less time from here on than from 64 MiB, for 1 to 2 % more memory at their peaks. From 8
+/// MiB on smaller ones would gain as much, for up to a tenth more memory (`medium_loop`).
+const LARGE_HEAP: usize = 16 << 20;
 
 /// Bytes of a mapping that grows, and of its heap, from which on it gets huge pages.
 const LARGE_MAPPING: usize = 64 << 20;
@@ -59,7 +60,7 @@ const LOOK_AGAIN: u32 = 128;
 #[repr(u8)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// For the growth of a heap that has 8 MiB resident already, while they come about as quickly as small ones, and for
+    /// For the growth of a heap that has 16 MiB resident already, while they come about as quickly as small ones, and for
     /// blocks of 64 MiB and more that grow, while they take half the time. Smaller heaps, and other blocks beyond 4 MiB, are
     /// left to the system's own setting.
     #[default]
