@@ -157,8 +157,8 @@ pub(crate) unsafe fn populate(start: NonNull<u8>, len: usize) -> bool {
 /// As for [`populate`].
 pub(crate) unsafe fn provide(start: NonNull<u8>, len: usize) -> bool {
     // SAFETY: the caller's obligation; contents stay.
-    let done = keep_errno(|| unsafe { mman::madvise(start.cast(), len, MmapAdvise::MADV_POPULATE_WRITE) });
-    !refuses(Call::Populate) && done != Err(Errno::ENOMEM)
+    let call = || unsafe { mman::madvise(start.cast(), len, MmapAdvise::MADV_POPULATE_WRITE) };
+    !refuses(Call::Populate) && keep_errno(call) != Err(Errno::ENOMEM)
 }
 
 /// Takes the memory behind the range away; it reads as zero afterwards.
