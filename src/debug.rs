@@ -12,7 +12,8 @@ pub use crate::lock::counted::LockCounts;
 use core::sync::atomic::Ordering;
 
 use crate::size_class::{CLASS, CLASSES, PAGE};
-use crate::slab::{central, class_of_tag, is_out, transfer};
+use crate::slab::shard::shards_of;
+use crate::slab::{central, class_of_tag, counts_on, is_out, transfer};
 use crate::tagged_stack::RETRIES;
 use crate::zone::{META, TAG_RUN, mapping_cache, nodes};
 use crate::{Config, heap, percpu, sys};
@@ -75,7 +76,9 @@ pub fn shared() -> Shared {
     }
     for (number, node) in nodes().iter().enumerate() {
         for class in 0..CLASSES {
-            shared.slabs = sum(shared.slabs, central(number, class).lock_counts());
+            for shard in shards_of(number) {
+                shared.slabs = sum(shared.slabs, central(shard, class).lock_counts());
+            }
         }
         for zone in node.zones() {
             let [pages, growth] = zone.lock_counts();
@@ -188,7 +191,7 @@ fn check_once(level: Level) -> Result<Totals, &'static str> {
             return Err("runs are as large as counted");
         }
         for (class, fixed) in CLASS.iter().enumerate() {
-            let counts = central(number, class).counts();
+            let counts = counts_on(number, class);
             if fixed.is_run() {
                 runs += counts.out * fixed.pages as usize;
                 if level >= Level::Lists && counts.out != run_blocks[class] {
@@ -198,7 +201,9 @@ fn check_once(level: Level) -> Result<Totals, &'static str> {
             }
             slabs += counts.slabs * (fixed.pages as usize + crate::slab::guard_pages());
             if level >= Level::Lists {
-                central(number, class).check(number, class)?;
+                for shard in shards_of(number) {
+                    central(shard, class).check(shard, class)?;
+                }
                 if counts.slabs * fixed.pages as usize != slab_pages[class] {
                     return Err("there are as many slabs of a class as counted");
                 }

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use core::time::Duration;
 
+use crate::slab::shard::shards;
 use crate::slab::{central, holes, transfer};
 use crate::zone::{META, mapping_cache, nodes};
 use crate::{Config, checked, control, observe, percpu, size_class, sys};
@@ -88,7 +89,7 @@ fn bring_up(config: &Config) {
     let config = config.with_environment(false);
     // Before anything can be allocated: the C library may do so in what follows.
     checked::init(config.hardening());
-    percpu::init(config.rseq, config.membarrier);
+    percpu::init(config.rseq, config.membarrier, config.shards);
     checked::sample(config.guarded());
     transfer::init(percpu::cpus());
     config.apply();
@@ -172,8 +173,7 @@ fn replace_default(config: &Config) {
 
 /// Every lock of the heap in the order in which they nest, so that the child finds nothing half done.
 fn fork_locks(acquire: bool) {
-    let centrals =
-        || nodes().iter().enumerate().flat_map(|(n, _)| (0..size_class::CLASSES).map(move |c| central(n, c)));
+    let centrals = || shards().flat_map(|shard| (0..size_class::CLASSES).map(move |class| central(shard, class)));
     if acquire {
         #[cfg(feature = "profile")]
         crate::profile::fork_lock(true);

@@ -172,6 +172,7 @@ pub use {
     latency::{Histogram, Latencies, SlowPath},
     node::NodeError,
     percpu::{Mode, ModeReason, Rseq},
+    slab::shard::Shards,
     zone::HugePages,
 };
 

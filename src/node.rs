@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 use crate::size_class::{block_size, class_of};
 use crate::sys::tools;
 use crate::zone::{nodes, nodes_from};
-use crate::{PcpAlloc, checked, control, heap, large, nolock, slab, sys};
+use crate::{PcpAlloc, checked, control, heap, large, nolock, percpu, slab, sys};
 
 /// Why a node gave no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ fn alloc_from(node: usize, layout: Layout) -> Option<NonNull<u8>> {
         return Some(block);
     };
     let mut block = [0];
-    slab::alloc_bulk(node, class, &mut block);
+    slab::alloc_bulk(percpu::shard_here(node), class, &mut block);
     let block = NonNull::new(block[0] as *mut u8)?;
     checked::hand_out(class, block);
     tools::allocated(block.as_ptr(), block_size(class), false);

@@ -104,7 +104,7 @@ fn settle_all() {
         // SAFETY: a block of the heap, by its page's tag; only this thread has it since the swap.
         word = unsafe { *block.cast::<*mut usize>() };
         sys::tools::close(block.cast(), size_of::<usize>());
-        free_bulk(class, &[address]);
+        free_bulk(class, &mut [address]);
         DEFERRED.fetch_sub(1, Ordering::Relaxed);
     }
     let mut note = LARGE.take();

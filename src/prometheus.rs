@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use crate::percpu::{self, Mode, Region};
 use crate::rcu;
 use crate::size_class::{CLASS, CLASSES, PAGE, block_size};
-use crate::slab::central;
+use crate::slab::counts_on;
 use crate::tag::{self, TagStats};
 use crate::zone::{COUNTERS, Zone, nodes};
 use crate::{Latencies, PcpAlloc, SlowPath, Stats, heap};
@@ -155,7 +155,7 @@ fn write_zones(text: &mut Text<impl Write>) -> fmt::Result {
 /// Classes that have anything; a block on a CPU's stack counts as active, as in `/proc/slabinfo`.
 fn write_classes(text: &mut Text<impl Write>) -> fmt::Result {
     let counts = |class| {
-        let of_nodes = (0..nodes().len()).map(move |node| central(node, class).counts());
+        let of_nodes = (0..nodes().len()).map(move |node| counts_on(node, class));
         of_nodes.fold((0, 0, 0), |sum, counts| {
             let slabs = if CLASS[class].is_run() { counts.out } else { counts.slabs };
             (sum.0 + counts.out, sum.1 + counts.free, sum.2 + slabs)

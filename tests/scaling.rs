@@ -82,11 +82,12 @@ fn pairs_share_nothing() {
     Child::new(NAME, "").settings("worker:off").run().succeeded();
 }
 
-/// What a stack that has grown flushes serves one that has not without a lock, batch after batch, though that takes only a
-/// part of each.
+/// What a stack that has grown flushes comes back to the CPU whose blocks they are without a lock, batch after batch, though
+/// that takes only a part of each.
 ///
-/// Red if what is left of a batch goes to the slabs: in `from_batch` (`src/percpu/slow.rs`), `free_bulk` it. And in the second
-/// part if stacks that have grown move no more than others: in `missed` (`src/percpu/capacity.rs`).
+/// Red if what is left of a batch goes to the slabs: in `from_batch` (`src/percpu/slow.rs`), `free_bulk` it; or if batches that
+/// the shard has enough of go nowhere else: in `transfer::push`, leave out `other_shard_of`. And in the first part if stacks that have
+/// grown move no more than others: in `missed` (`src/percpu/capacity.rs`).
 #[test]
 fn much_at_once_takes_few_locks() {
     const NAME: &str = "much_at_once_takes_few_locks";
@@ -116,11 +117,17 @@ fn much_at_once_takes_few_locks() {
             let mut names = entries.map(|entry| entry.file_name());
             names.find(|name| name.to_string_lossy().starts_with("node"))
         };
-        // Batches pass between CPUs of a node.
+        // Blocks of a node's shards go back to them by batches.
         let Some(&other) = cpus[1..].iter().find(|&&cpu| node(cpu) == node(cpus[0])) else { return };
         if HEAP.stats().mode == Mode::PerThread {
             return;
         }
+        let held = on_cpu(other, || {
+            let mut held = Vec::with_capacity(2000);
+            take(2000, &mut held);
+            held
+        });
+        on_cpu(cpus[0], || drop(held));
         on_cpu(other, || {
             let mut held = Vec::with_capacity(1000);
             take(60, &mut held);
@@ -131,7 +138,9 @@ fn much_at_once_takes_few_locks() {
             assert_eq!(after.slabs.taken, before.slabs.taken, "{before:?} {after:?}");
         });
     });
-    Child::new(NAME, "").settings("worker:off").run().succeeded();
+    for settings in ["worker:off", "worker:off,shards:cpu"] {
+        Child::new(NAME, "").settings(settings).run().succeeded();
+    }
 }
 
 /// Deferred frees of many classes come back in whole batches, not in as many as there are classes in each page of pointers.

@@ -8,6 +8,7 @@ use super::watch::{self, Cgroup};
 use super::watermarks::{self, MARK_NAMES, Watermarks};
 use crate::hardening::Hardening;
 use crate::percpu::Rseq;
+use crate::slab::shard::Shards;
 use crate::sys::{self, Message};
 use crate::zone::{HugePages, MARKS, resident};
 
@@ -34,7 +35,7 @@ const LEAST_LIMIT: usize = 4 << 20;
 /// The environment variable `PCPALLOC_CONF` overrides it, setting by setting:
 /// `PCPALLOC_CONF="limit:2g,min:0,low:8m,high:64m,thp:never,worker:off,cgroup:on,pressure:on,profile:512k"`. Sizes take
 /// `k`, `m`, `g`; `cgroup` also takes a directory; `profile`, and `profile_to`, a path, take the feature `profile`; `latency`, `leaks`,
-/// `stats`, `membarrier` and `process_madvise` are on or off; `rseq` is `auto`, `libc` or `off`. `hardened:1` is all of [`Hardening::ALL`],
+/// `stats`, `membarrier` and `process_madvise` are on or off; `rseq` is `auto`, `libc` or `off`; `shards` is `auto`, `one` or `cpu`. `hardened:1` is all of [`Hardening::ALL`],
 /// `hardened:random+guard` some by name; `guard:1/5000` samples one allocation in 5000. What cannot be understood is
 /// reported on standard error and left as it was. Marks are compared when all of them are read, in whatever order they stand:
 /// two that contradict each other are both left out. A `low` where no `high` is set, here or there, is the high mark, too.
@@ -59,6 +60,7 @@ pub struct Config {
     stats: bool,
     pub(crate) rseq: Rseq,
     pub(crate) membarrier: bool,
+    pub(crate) shards: Shards,
     process_madvise: bool,
 }
 
@@ -87,6 +89,7 @@ impl Config {
             leaks: false,
             stats: false,
             rseq: Rseq::Auto,
+            shards: Shards::Auto,
             membarrier: true,
             process_madvise: true,
         }
@@ -256,6 +259,12 @@ impl Config {
         self
     }
 
+    /// Which CPUs share slabs. Chosen when the heap comes up, by whoever allocates first.
+    pub const fn shards(mut self, shards: Shards) -> Self {
+        self.shards = shards;
+        self
+    }
+
     /// Whether the kernel may be asked to take back many ranges of memory at once (`process_madvise`, Linux 6.14), for
     /// sandboxes that end a process for a call they do not know. Without, pages between blocks in use go back one call
     /// and one fence of all CPUs at a time, and therefore near a limit and in a [`trim`](crate::PcpAlloc::trim) only.
@@ -397,11 +406,19 @@ impl Config {
                     _ => return Err("rseq is auto, libc or off"),
                 }
             }
+            b"shards" => {
+                self.shards = match value {
+                    b"auto" => Shards::Auto,
+                    b"one" => Shards::One,
+                    b"cpu" => Shards::Cpu,
+                    _ => return Err("shards is auto, one or cpu"),
+                }
+            }
             b"membarrier" => self.membarrier = switch(value).ok_or("membarrier is on or off")?,
             b"process_madvise" => self.process_madvise = switch(value).ok_or("process_madvise is on or off")?,
             _ => {
                 return Err(
-                    "there are limit, min, low, high, thp, worker, cgroup, pressure, profile, profile_to, latency, leaks, stats, hardened, guard, rseq, membarrier and process_madvise",
+                    "there are limit min low high thp worker cgroup pressure profile profile_to latency leaks stats hardened guard rseq membarrier shards process_madvise",
                 );
             }
         }

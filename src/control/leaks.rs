@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::deferred::{Deferred, settle};
 use super::drain::{Drain, drain};
 use crate::size_class::{CLASSES, PAGE, block_size, class_of};
-use crate::slab::central;
+use crate::slab::counts_on;
 use crate::zone::{mapping, nodes};
 use crate::{heap, percpu, sys};
 
@@ -101,7 +101,7 @@ impl Leaks {
 fn rows(notes: usize) -> [usize; ROWS] {
     let mut rows = [0; ROWS];
     for (class, row) in rows[..CLASSES].iter_mut().enumerate() {
-        *row = (0..nodes().len()).map(|node| central(node, class).counts().out).sum();
+        *row = (0..nodes().len()).map(|node| counts_on(node, class).out).sum();
         // A charge is kept, and so is what lies where a drain does not reach.
         let cached: usize = percpu::regions().map(|region| region.blocks_of(class)).sum();
         *row = row.saturating_sub(cached);

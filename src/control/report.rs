@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use crate::heap;
 use crate::percpu;
 use crate::size_class::{BATCH, CLASS, CLASSES, PAGE, block_size};
-use crate::slab::central;
+use crate::slab::counts_on;
 use crate::zone::{COUNTERS, MARKS, mapping, mapping_cache, nodes};
 
 /// Zones with their marks, and the stacks of every CPU, as `/proc/zoneinfo`. In pages of 4 KiB; `batch` is that of stacks that
@@ -94,7 +94,7 @@ impl fmt::Display for SlabInfo {
         for class in (0..CLASSES).rev() {
             let (mut active, mut free, mut slabs, mut empty) = (0, 0, 0, 0);
             for node in 0..nodes().len() {
-                let counts = central(node, class).counts();
+                let counts = counts_on(node, class);
                 active += counts.out;
                 free += counts.free;
                 empty += counts.empty;
@@ -145,7 +145,7 @@ impl fmt::Display for VmStat {
             free += node.zones().map(|zone| zone.free_pages().0 as usize).sum::<usize>();
             slab += (0..CLASSES)
                 .filter(|&class| !CLASS[class].is_run())
-                .map(|class| central(number, class).counts().slabs * CLASS[class].pages as usize)
+                .map(|class| counts_on(number, class).slabs * CLASS[class].pages as usize)
                 .sum::<usize>();
         }
         // Relaxed: statistics.

@@ -18,6 +18,7 @@
 
 use core::sync::atomic::Ordering;
 
+use super::cpus::{node_here, shard_here};
 use super::hidden::are_hidden;
 use super::region::{Book, Event, FLOOR, Region, Stack};
 use crate::size_class::{CLASS, CLASSES, block_size};
@@ -203,7 +204,7 @@ impl Region {
     /// As for [`Region::pop`]; `base` is the first entry of the stack's array.
     pub(super) unsafe fn take_all(&self, class: usize, base: *mut usize, taken: &Bundle) -> usize {
         let mut total = 0;
-        while let Some(mut batch) = BatchBox::new() {
+        while let Some(mut batch) = BatchBox::new(shard_here(node_here())) {
             // SAFETY: the caller's obligation.
             let n = unsafe {
                 self.skip_marks(class, base);
@@ -225,7 +226,7 @@ impl Region {
             };
             match block {
                 0 => return total,
-                block => slab::free_bulk(class, &[block]),
+                block => slab::free_bulk(class, &mut [block]),
             }
             total += 1;
         }

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use super::rseq;
+use crate::slab::shard::{self, PER_NODE, Shards, shard_on};
 use crate::sys;
 use crate::zone::{nodes, note_distances, note_node};
 
@@ -11,9 +12,12 @@ static CPUS: AtomicUsize = AtomicUsize::new(0);
 /// The memory node of every CPU.
 static NODE_OF: [AtomicU8; sys::MAX_CPUS] = [const { AtomicU8::new(0) }; sys::MAX_CPUS];
 
+/// The group of every CPU, which has shards of its own.
+static GROUP_OF: [AtomicU8; sys::MAX_CPUS] = [const { AtomicU8::new(0) }; sys::MAX_CPUS];
+
 /// Learns the machine. Called once, before anything else here. Returns the number of possible CPUs, which may be larger
 /// than that of CPUs with stacks.
-pub(super) fn init() -> usize {
+pub(super) fn init(shards: Shards) -> usize {
     let possible = sys::possible_cpus();
     // More than that have no stacks, and nobody is to look for them.
     CPUS.store(possible.min(sys::MAX_CPUS), Ordering::Relaxed);
@@ -24,6 +28,17 @@ pub(super) fn init() -> usize {
     // A node may have memory and, so far, no CPU.
     sys::each_node(note_node);
     note_distances();
+    let mut groups = 1;
+    let mut note = |cpu: usize, group: usize| {
+        GROUP_OF[cpu].store(group as u8, Ordering::Relaxed);
+        groups = groups.max(group + 1);
+    };
+    match shards {
+        Shards::Auto => sys::each_cpu_of_cache(PER_NODE, note),
+        Shards::One => {}
+        Shards::Cpu => (0..cpus()).for_each(|cpu| note(cpu, cpu % PER_NODE)),
+    }
+    shard::init(groups);
     possible
 }
 
@@ -40,6 +55,17 @@ pub(super) fn node_of(cpu: usize) -> usize {
 /// The CPU this thread runs on.
 pub(crate) fn cpu_here() -> usize {
     rseq::cpu().unwrap_or_else(sys::current_cpu)
+}
+
+/// The shard of a CPU, of those of a node, which may be another one than its own.
+pub(super) fn shard_of(node: usize, cpu: usize) -> usize {
+    let group = GROUP_OF.get(cpu).map_or(0, |group| group.load(Ordering::Relaxed));
+    shard_on(node, group as usize)
+}
+
+/// The shard of this thread's CPU, of those of a node.
+pub(crate) fn shard_here(node: usize) -> usize {
+    shard_of(node, cpu_here())
 }
 
 /// The memory node this thread runs on.

@@ -50,9 +50,10 @@ mod rseq;
 #[path = "absent.rs"]
 mod rseq;
 
+use crate::slab::shard::Shards;
 pub use choice::{Mode, ModeReason, Rseq};
 pub(crate) use choice::{mode, mode_reason};
-pub(crate) use cpus::{cpu_here, cpus, node_here};
+pub(crate) use cpus::{cpu_here, cpus, node_here, shard_here};
 pub(crate) use deferred::{
     deferred_available, deferred_count, each_deferred, exchange_here, exchange_on, push_deferred,
 };
@@ -74,10 +75,10 @@ pub(crate) const REGION_BYTES: usize = Region::BYTES;
 #[cfg(feature = "debug")]
 pub(crate) const CPU_BYTES: [usize; 4] = [Region::PARTS[0], Region::PARTS[1], Region::PARTS[2], regions::CPU_BUDGET];
 
-/// Chooses the mode and learns the machine. Called once, before anything else here but [`pop`] and [`push`].
+/// Chooses the mode and learns the machine, whose CPUs have shards by `shards`. Called once, before anything else here but [`pop`] and [`push`].
 /// `membarrier`: whether the kernel may be asked for fences.
-pub(crate) fn init(rseq: Rseq, membarrier: bool) {
-    let possible = cpus::init();
+pub(crate) fn init(rseq: Rseq, membarrier: bool, shards: Shards) {
+    let possible = cpus::init(shards);
     fence::init(membarrier);
     thread::init();
     choice::choose(rseq, possible);

@@ -8,7 +8,7 @@
 use core::sync::atomic::Ordering;
 
 use super::choice::{Mode, mode};
-use super::cpus::{cpus, node_of};
+use super::cpus::{cpus, node_of, shard_of};
 use super::region::{AboveFloor, Event, RESERVE, Region};
 use super::regions::{cpu_regions, create_region, region_here, region_of};
 use super::reserve::{ChargeError, set_charge};
@@ -132,7 +132,7 @@ pub(crate) fn charge(class: usize, blocks: usize) -> Result<(), ChargeError> {
     for cpu in 0..cpus() {
         let region = region_of(cpu).or_else(|| create_region(cpu)).ok_or(ChargeError::OutOfMemory)?;
         let stop = || fence::stop_reserves(cpu, region);
-        set_charge(region, class, blocks, node_of(cpu), stop, || rseq::start_reserves(cpu, region))?;
+        set_charge(region, class, blocks, shard_of(node_of(cpu), cpu), stop, || rseq::start_reserves(cpu, region))?;
     }
     Ok(())
 }
@@ -190,9 +190,9 @@ fn fill(
     // A push that puts nothing found the stack full, or was aborted.
     let mut refused = 0;
     while left > 0 {
-        let got = slab::alloc_bulk(stacks.node(), class, &mut blocks[..left.min(BATCH)]);
+        let got = slab::alloc_bulk(stacks.shard(), class, &mut blocks[..left.min(BATCH)]);
         let put = push(&blocks[..got]);
-        slab::free_bulk(class, &blocks[put..got]);
+        slab::free_bulk(class, &mut blocks[put..got]);
         refused += usize::from(put == 0);
         if got == 0 || refused == FILL_ATTEMPTS {
             return got == 0;
@@ -222,7 +222,7 @@ mod tests {
         let mut blocks = [0; 10];
         // SAFETY: the region is the test's own.
         assert_eq!(unsafe { region.pop_batch(RESERVE + class, &mut blocks) }, charge);
-        slab::free_bulk(class, &blocks);
+        slab::free_bulk(class, &mut blocks);
         region.wanting.store(true, Ordering::Relaxed);
         let book = region.book.lock();
         satisfy(&stacks);

@@ -315,7 +315,7 @@ fn take_unmarked(region: &Region, class: usize) {
     match rseq::pop_slow(class) as usize {
         0 => {}
         block => {
-            slab::free_bulk(class, &[block]);
+            slab::free_bulk(class, &mut [block]);
             region.sampler.owe(class);
         }
     }
@@ -375,7 +375,7 @@ pub(crate) fn pop_due(class: usize) -> Option<*mut u8> {
         (block, true) if block != 0 => Some(block as *mut u8),
         (0, _) => None,
         (block, _) => {
-            slab::free_bulk(class, &[block]);
+            slab::free_bulk(class, &mut [block]);
             None
         }
     }

@@ -7,7 +7,8 @@ use core::sync::atomic::Ordering;
 
 use super::region::{RESERVE, Region, Reserve};
 use crate::size_class::{BATCH, CLASSES, block_size};
-use crate::slab::{self, central};
+use crate::slab::shard::node_of;
+use crate::slab::{self, counts_on};
 use crate::zone::{MARKS, META, free_resident, resident};
 
 /// Why a reserve could not be charged.
@@ -17,13 +18,13 @@ pub(crate) enum ChargeError {
     Unreachable,
 }
 
-/// Sets how many blocks of `class` a region's reserve holds, and fills it. `stop`, which may refuse, keeps everybody from
+/// Sets how many blocks of `class` a region's reserve holds, and fills it from `shard`. `stop`, which may refuse, keeps everybody from
 /// the reserve until `start`.
 pub(super) fn set_charge(
     region: &Region,
     class: usize,
     blocks: usize,
-    node: usize,
+    shard: usize,
     stop: impl FnOnce() -> bool,
     start: impl FnOnce(),
 ) -> Result<(), ChargeError> {
@@ -37,7 +38,7 @@ pub(super) fn set_charge(
     let (base, room) = match book.reserves[class].other {
         (base, room) if !base.is_null() && room >= blocks => (base, room),
         // Arrays stay, so none is made for blocks that the limit cannot have room for.
-        _ if !fits(class, blocks, node) => return Err(ChargeError::OutOfMemory),
+        _ if !fits(class, blocks, node_of(shard)) => return Err(ChargeError::OutOfMemory),
         _ => new_array(blocks).ok_or(ChargeError::OutOfMemory)?,
     };
     book.reserves[class].other = (base, room);
@@ -45,9 +46,9 @@ pub(super) fn set_charge(
     let fresh = unsafe { core::slice::from_raw_parts_mut(base, blocks) };
     let mut filled = 0;
     while filled < blocks {
-        match slab::alloc_bulk(node, class, &mut fresh[filled..]) {
+        match slab::alloc_bulk(shard, class, &mut fresh[filled..]) {
             0 => {
-                slab::free_bulk(class, &fresh[..filled]);
+                slab::free_bulk(class, &mut fresh[..filled]);
                 return Err(ChargeError::OutOfMemory);
             }
             got => filled += got,
@@ -62,7 +63,7 @@ pub(super) fn set_charge(
         // SAFETY: the region is stopped, or this thread's own and marked busy.
         match unsafe { region.pop_batch(RESERVE + class, &mut old) } {
             0 => break,
-            n => slab::free_bulk(class, &old[..n]),
+            n => slab::free_bulk(class, &mut old[..n]),
         }
     }
     let header = &region.headers[RESERVE + class];
@@ -90,7 +91,7 @@ pub(super) unsafe fn forget(region: &Region) {
             // SAFETY: the caller's obligation.
             match unsafe { region.pop_batch(RESERVE + class, &mut blocks) } {
                 0 => break,
-                n => slab::free_bulk(class, &blocks[..n]),
+                n => slab::free_bulk(class, &mut blocks[..n]),
             }
         }
         let reserve = &mut book.reserves[class];
@@ -102,7 +103,7 @@ pub(super) unsafe fn forget(region: &Region) {
 /// Whether the limit may have room for so many blocks and their array: in what is not resident, and in what is and is free.
 fn fits(class: usize, blocks: usize, node: usize) -> bool {
     let limit = MARKS.limit.load(Ordering::Relaxed);
-    let free = free_resident() + central(node, class).counts().free * block_size(class);
+    let free = free_resident() + counts_on(node, class).free * block_size(class);
     let bytes = blocks.saturating_mul(block_size(class) + size_of::<usize>());
     limit == usize::MAX || bytes <= limit.saturating_sub(resident().saturating_sub(free))
 }

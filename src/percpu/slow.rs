@@ -11,7 +11,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::cpus::node_of;
+use super::cpus::{node_of, shard_of};
 use super::region::Event;
 use super::stacks::{Stacks, with_stacks};
 use super::{drain, nolock, observed};
@@ -29,7 +29,7 @@ const MANY: usize = 1024;
 #[cold]
 #[inline(never)]
 pub(crate) fn alloc_slow(class: usize) -> (*mut u8, bool) {
-    let alloc_one = || (alloc_one(node_of(sys::current_cpu()), class), observed::is_class_due(None, class));
+    let alloc_one = || (alloc_one(sys::current_cpu(), class), observed::is_class_due(None, class));
     let (block, due) = with_stacks(|stacks| match &stacks {
         Some(stacks) => refill(stacks, class),
         None => alloc_one(),
@@ -42,10 +42,10 @@ pub(crate) fn alloc_slow(class: usize) -> (*mut u8, bool) {
     (block as *mut u8, due)
 }
 
-fn alloc_one(node: usize, class: usize) -> usize {
+fn alloc_one(cpu: usize, class: usize) -> usize {
     let mut block = [0];
     // Another node's memory is better than none.
-    nodes_from(node).any(|node| slab::alloc_bulk(node, class, &mut block) > 0);
+    nodes_from(node_of(cpu)).any(|node| slab::alloc_bulk(shard_of(node, cpu), class, &mut block) > 0);
     block[0]
 }
 
@@ -71,8 +71,7 @@ fn refill(stacks: &Stacks, class: usize) -> (usize, bool) {
     let wanted = region.missed(class, Event::Empty, stacks).max(1);
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let _timer = latency::start(SlowPath::Refill);
-    let node = stacks.node();
-    let block = match transfer::pop(node, class) {
+    let block = match transfer::pop(stacks.shard(), class) {
         Some(batch) => from_batch(stacks, class, wanted, batch),
         // The room is for one batch or the other: the larger takes as long to clear as ten blocks to find.
         None if wanted <= BATCH => from_slabs::<BATCH>(stacks, class, wanted),
@@ -88,7 +87,7 @@ fn from_batch(stacks: &Stacks, class: usize, wanted: usize, mut batch: transfer:
     let Some((&mut block, others)) = batch.blocks()[left..].split_last_mut() else { return 0 };
     // SAFETY: blocks in transfer are nobody's.
     let put = unsafe { stacks.push_batch(class, others) };
-    slab::free_bulk(class, &others[put..]);
+    slab::free_bulk(class, &mut others[put..]);
     if left > 0 {
         batch.set_len(left);
         pass_on(stacks, class, batch);
@@ -96,10 +95,18 @@ fn from_batch(stacks: &Stacks, class: usize, wanted: usize, mut batch: transfer:
     block
 }
 
-/// A block from slabs, and up to `wanted` less one to the stack; 0 if there is none. `N` is at least `wanted`.
+/// A block from slabs, and up to `wanted` less one to the stack; 0 if there is none. `N` is at least `wanted`. What is on its way
+/// to the CPUs of another shard is better than memory that the shard did not need before.
 fn from_slabs<const N: usize>(stacks: &Stacks, class: usize, wanted: usize) -> usize {
     let mut blocks = [0; N];
-    let (got, in_use) = slab::alloc_bulk_counted(stacks.node(), class, &mut blocks[..wanted]);
+    let shard = stacks.shard();
+    let (mut got, mut in_use) = slab::take_bulk_counted(shard, class, &mut blocks[..wanted]);
+    if got == 0 {
+        if let Some(batch) = transfer::pop_other(shard, class) {
+            return from_batch(stacks, class, wanted, batch);
+        }
+        (got, in_use) = slab::alloc_bulk_counted(shard, class, &mut blocks[..wanted]);
+    }
     let blocks = &mut blocks[..got];
     if in_use < MANY {
         let mut order = [0; N];
@@ -111,7 +118,7 @@ fn from_slabs<const N: usize>(stacks: &Stacks, class: usize, wanted: usize) -> u
     let Some((&mut block, others)) = blocks.split_last_mut() else { return 0 };
     // SAFETY: fresh from the slab.
     let put = unsafe { stacks.push_batch(class, others) };
-    slab::free_bulk(class, &others[put..]);
+    slab::free_bulk(class, &mut others[put..]);
     block
 }
 
@@ -150,7 +157,7 @@ pub(crate) unsafe fn free_slow(class: usize, block: *mut u8) {
     with_stacks(|stacks| match &stacks {
         // SAFETY: the caller's obligation.
         Some(stacks) => unsafe { flush(stacks, class, block as usize) },
-        None => slab::free_bulk(class, &[block as usize]),
+        None => slab::free_bulk(class, &mut [block as usize]),
     });
 }
 
@@ -159,7 +166,7 @@ pub(crate) unsafe fn free_slow(class: usize, block: *mut u8) {
 ///
 /// # Safety
 /// All are blocks of `class` that nobody uses.
-pub(crate) unsafe fn free_batch(class: usize, blocks: &[usize]) {
+pub(crate) unsafe fn free_batch(class: usize, blocks: &mut [usize]) {
     with_stacks(|stacks| match &stacks {
         // SAFETY: the caller's obligation.
         Some(stacks @ Stacks::Cpu(..)) => unsafe {
@@ -189,10 +196,10 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     region.counters.flushes.fetch_add(1, Ordering::Relaxed);
     let _timer = latency::start(SlowPath::Flush);
     if surplus == 0 {
-        return slab::free_bulk(class, &[block]);
+        return slab::free_bulk(class, &mut [block]);
     }
-    let Some(mut batch) = transfer::BatchBox::with_room(surplus) else {
-        return slab::free_bulk(class, &[block]);
+    let Some(mut batch) = transfer::BatchBox::with_room(stacks.shard(), surplus) else {
+        return slab::free_bulk(class, &mut [block]);
     };
     // There is to be room for the block, too.
     let most = surplus.min(batch.room().len() - 1);
@@ -215,7 +222,7 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
 
 /// To another CPU, or to the slabs.
 fn pass_on(stacks: &Stacks, class: usize, batch: transfer::BatchBox) {
-    if let Err(mut batch) = transfer::push(stacks.node(), class, batch) {
+    if let Err(mut batch) = transfer::push(stacks.shard(), class, batch) {
         slab::free_bulk(class, batch.blocks());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::capacity::Exclusive;
 use super::choice::{Mode, mode};
-use super::cpus::{cpus, node_of};
+use super::cpus::{cpus, node_of, shard_of};
 use super::region::{RESERVE, Region};
 use super::regions::{create_region, region_of};
 use super::{observed, rseq, thread};
@@ -36,11 +36,13 @@ impl Stacks {
         }
     }
 
-    pub(super) fn node(&self) -> usize {
-        match self {
-            Stacks::Cpu(cpu, _) => node_of(*cpu),
-            Stacks::Thread(_) => node_of(sys::current_cpu()),
-        }
+    /// The shard that blocks come from.
+    pub(super) fn shard(&self) -> usize {
+        let cpu = match self {
+            Stacks::Cpu(cpu, _) => *cpu,
+            Stacks::Thread(_) => sys::current_cpu(),
+        };
+        shard_of(node_of(cpu), cpu)
     }
 
     pub(super) fn pop(&self, class: usize) -> usize {

@@ -47,9 +47,9 @@ impl Gather {
         }
         let node = slab::node_of(address, class);
         let filling = &mut self.batches[node][class];
-        let Some(mut batch) = filling.take().or_else(BatchBox::new) else {
+        let Some(mut batch) = filling.take().or_else(|| BatchBox::new(percpu::shard_here(node))) else {
             self.note_freed(class, 1);
-            return slab::free_bulk(class, &[address]);
+            return slab::free_bulk(class, &mut [address]);
         };
         let len = batch.len() + 1;
         batch.room()[len - 1] = address;
@@ -92,7 +92,7 @@ impl Gather {
 
 /// To the CPUs of a node, or to its slabs.
 fn pass_on(node: usize, class: usize, batch: BatchBox) {
-    if let Err(mut batch) = transfer::push(node, class, batch) {
+    if let Err(mut batch) = transfer::push(percpu::shard_here(node), class, batch) {
         slab::free_bulk(class, batch.blocks());
     }
 }

@@ -8,11 +8,12 @@ use super::Slab;
 use super::bitmap::{Arrangement, Backing, GROUP, Misuse, arrangement};
 use super::central::{Slabs, central, run_of};
 use super::retire::{make_room, retire};
+use super::shard::{self, others};
 use super::tags::{MIDDLE, TWICE, expect_tag, tag_of, zone_of};
 use super::{empty, guard, holes};
 use crate::hardening::{self, Hardening};
 use crate::lock::Guard;
-use crate::size_class::{BATCH_MAX, CLASS, Class, PAGE};
+use crate::size_class::{CLASS, Class, PAGE};
 use crate::sys;
 use crate::zone::{BELL, HOLES, Purpose, Zone, nodes};
 
@@ -20,31 +21,46 @@ use crate::zone::{BELL, HOLES, Purpose, Zone, nodes};
 /// has this many bytes in use: a program so large will use the rest of the slab, too.
 const POPULATE_FROM: usize = 8 << 20;
 
-/// Fills `out` with blocks of `class`, from `node` if it has or gets any; returns how many there are.
+/// Fills `out` with blocks of `class`, from `shard` if it has or gets any; returns how many there are.
 ///
 /// 0 means that the system gives no more memory.
-pub(crate) fn alloc_bulk(node: usize, class: usize, out: &mut [usize]) -> usize {
-    alloc_bulk_counted(node, class, out).0
+pub(crate) fn alloc_bulk(shard: usize, class: usize, out: &mut [usize]) -> usize {
+    alloc_bulk_counted(shard, class, out).0
 }
 
-/// As [`alloc_bulk`]; returns also how many blocks of the class the node has handed out, these among them.
-pub(crate) fn alloc_bulk_counted(node: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
+/// As [`alloc_bulk_counted`], but only what the shard has in its slabs; there may be more where this gives nothing.
+pub(crate) fn take_bulk_counted(shard: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
+    let fixed = &CLASS[class];
+    if fixed.is_run() {
+        return (0, 0);
+    }
+    let mut slabs = central(shard, class).lock();
+    (take_partial(&mut slabs, fixed, out), slabs.counts.out * shard::per_node())
+}
+
+/// As [`alloc_bulk`]; returns also how many blocks of the class the shard has handed out, these among them.
+pub(crate) fn alloc_bulk_counted(shard: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
+    let node = shard::node_of(shard);
     let fixed = &CLASS[class];
     if fixed.is_run() {
         return alloc_runs(node, class, out);
     }
-    let mut slabs = central(node, class).lock();
-    let taken = take_partial(&mut slabs, fixed, out);
+    let mut slabs = central(shard, class).lock();
+    let mut taken = take_partial(&mut slabs, fixed, out);
+    if taken == 0 && slabs.borrow(shard, class) {
+        taken = take_partial(&mut slabs, fixed, out);
+    }
     if taken > 0 {
-        return (taken, slabs.counts.out);
+        return (taken, slabs.counts.out * shard::per_node());
     }
     drop(slabs);
     // The new slab is filled from before anybody else sees it, without the lock.
     let pages = fixed.pages as u32 + guard::pages() as u32;
     let Some(run) = nodes()[node].alloc(pages, fixed.order as u32, Purpose::Slab(tag_of(class)), make_room) else {
-        return (0, 0);
+        return (take_from_others(shard, class, out), 0);
     };
     run.zone.forget_marks(run.page, fixed.pages as u32);
+    run.zone.set_shard(run.page, shard);
     if guard::pages() > 0 {
         guard::raise(run.zone, run.page + fixed.pages as u32);
     }
@@ -72,7 +88,7 @@ pub(crate) fn alloc_bulk_counted(node: usize, class: usize, out: &mut [usize]) -
         let taken = take(slab, fixed, sys::addr(run.address()), out);
         (taken, slab.free_blocks(), slab.untouched(fixed))
     };
-    let mut slabs = central(run.zone.node(), class).lock();
+    let mut slabs = central(shard, class).lock();
     slabs.counts.slabs += 1;
     slabs.counts.free += left;
     slabs.counts.untouched += untouched;
@@ -80,7 +96,16 @@ pub(crate) fn alloc_bulk_counted(node: usize, class: usize, out: &mut [usize]) -
     if left > 0 {
         slabs.link(slab);
     }
-    (taken, slabs.counts.out)
+    (taken, slabs.counts.out * shard::per_node())
+}
+
+/// Takes blocks from slabs of the node's other shards, whether they could spare them or not.
+#[cold]
+fn take_from_others(shard: usize, class: usize, out: &mut [usize]) -> usize {
+    others(shard)
+        .map(|other| take_partial(&mut central(other, class).lock(), &CLASS[class], out))
+        .find(|&n| n > 0)
+        .unwrap_or(0)
 }
 
 /// Takes free blocks of a slab: the lowest, or any.
@@ -116,15 +141,13 @@ fn take_partial(slabs: &mut Guard<'_, Slabs>, class: &Class, out: &mut [usize]) 
             slabs.counts.holes -= filled;
             HOLES.fetch_sub(filled, Ordering::Relaxed);
         }
-        slabs.counts.free -= n;
-        slabs.counts.out += n;
+        slabs.went_out(n);
         taken += n;
         if this.free_blocks() == 0 {
             slabs.unlink(slab);
         }
         slab = next;
     }
-    slabs.least = slabs.least.min(slabs.counts.free);
     taken
 }
 
@@ -139,61 +162,55 @@ fn alloc_runs(node: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
         out[taken] = sys::addr(run.address());
         taken += 1;
     }
-    (taken, central(node, class).runs.fetch_add(taken, Ordering::Relaxed) + taken)
+    (taken, central(shard::first_of(node), class).runs.fetch_add(taken, Ordering::Relaxed) + taken)
 }
 
-/// Gives blocks of `class` back to their slabs; slabs that are empty then are kept, or go back to their zones.
+/// Gives blocks of `class` back to their slabs; slabs that are empty then are kept, or go back to their zones. What the slice
+/// holds afterwards means nothing.
 ///
 /// Ends the process over a block that is free already, or that is none.
-pub(crate) fn free_bulk(class: usize, blocks: &[usize]) {
-    let fixed = &CLASS[class];
-    if fixed.is_run() {
+pub(crate) fn free_bulk(class: usize, blocks: &mut [usize]) {
+    if CLASS[class].is_run() {
         return free_runs(class, blocks);
     }
-    if nodes().len() == 1 || blocks.len() == 1 {
-        return free_to_slabs(class, blocks);
-    }
-    // Batches that went through several hands have blocks of several nodes by turns, and each turn would take a lock.
-    let node_of = |address: usize| zone_of(address, class).0.node();
-    let mut sorted = [0; BATCH_MAX];
-    for part in blocks.chunks(BATCH_MAX) {
-        let mut rest = &mut sorted[..part.len()];
-        rest.copy_from_slice(part);
-        while let Some(&first) = rest.first() {
-            let node = node_of(first);
-            let mut count = 0;
-            for n in 0..rest.len() {
-                if node_of(rest[n]) == node {
-                    rest.swap(count, n);
-                    count += 1;
-                }
-            }
-            let (of_node, others) = rest.split_at_mut(count);
-            free_to_slabs(class, of_node);
-            rest = others;
-        }
+    let mut rest = blocks;
+    // Batches that went through several hands have blocks of several shards; each turn takes the lock of one.
+    while let Some(&first) = rest.first() {
+        let left = free_to_shard(shard_of_block(class, first), class, rest);
+        rest = &mut rest[..left];
     }
 }
 
-/// As [`free_bulk`], for a class with slabs, and blocks of one node.
-fn free_to_slabs(class: usize, blocks: &[usize]) {
+/// The shard to whose slabs a block of `class` goes back, unless another one gets the slab meanwhile.
+pub(super) fn shard_of_block(class: usize, address: usize) -> usize {
+    let (zone, _) = zone_of(address, class);
+    zone.shard(Zone::page_of(run_start(&CLASS[class], address)))
+}
+
+/// Where the run of a slab starts that a block lies in: runs are aligned stretches of zones, and zones are aligned to more.
+#[inline(always)]
+fn run_start(class: &Class, address: usize) -> usize {
+    address & !((PAGE << class.order) - 1)
+}
+
+/// As [`free_bulk`], for a class with slabs, and those blocks that are of one shard; the others are moved to the front. Returns
+/// how many these are.
+fn free_to_shard(shard: usize, class: usize, blocks: &mut [usize]) -> usize {
     let fixed = &CLASS[class];
-    let Some(&first) = blocks.first() else { return };
     // Headers and bitmaps are out of the way of everything else, so most will miss: let them miss together,
     // and before the lock is held.
     let arrangement = arrangement(fixed, blocks);
-    let fetch = |address: usize| prefetch(Zone::descriptor_at(address & !((PAGE << fixed.order) - 1)));
+    let fetch = |address: usize| prefetch(Zone::descriptor_at(run_start(fixed, address)));
     if arrangement == Arrangement::Rows {
         blocks.chunks(GROUP).for_each(|group| fetch(group[0]));
     } else {
         blocks.iter().for_each(|&address| fetch(address));
     }
-    let (zone, _) = zone_of(first, class);
-    let mut slabs = central(zone.node(), class).lock();
-    let (emptied, kept) = match arrangement {
-        Arrangement::Rows => give_each(&mut slabs, class, zone, blocks, Slab::give_rows),
-        Arrangement::Runs => give_each(&mut slabs, class, zone, blocks, Slab::give),
-        Arrangement::Scattered => give_each(&mut slabs, class, zone, blocks, Slab::give_first),
+    let mut slabs = central(shard, class).lock();
+    let given = match arrangement {
+        Arrangement::Rows => give_each(&mut slabs, shard, class, blocks, Slab::give_rows),
+        Arrangement::Runs => give_each(&mut slabs, shard, class, blocks, Slab::give),
+        Arrangement::Scattered => give_each(&mut slabs, shard, class, blocks, Slab::give_first),
     };
     let counts = &slabs.counts;
     // Where a quarter of the slabs is free there may be pages that nobody uses.
@@ -201,44 +218,61 @@ fn free_to_slabs(class: usize, blocks: &[usize]) {
         BELL.freed(counts.idle_bytes(class));
     }
     drop(slabs);
-    retire(fixed, emptied);
-    if kept {
+    retire(fixed, given.emptied);
+    if given.kept {
         empty::ring();
     }
+    given.left
 }
 
-/// Gives blocks of a central, of which the first lies in `zone`, back to their slabs by `give`, which is as [`Slab::give`];
-/// returns the slabs that have no place any more, chained, and whether others that are empty now are kept.
+/// What became of blocks that went back to a shard.
+struct Given {
+    /// Slabs that have no place any more, chained.
+    emptied: *mut Slab,
+    /// Others that are empty now are kept.
+    kept: bool,
+    /// Blocks that are another shard's, which are in front now.
+    left: usize,
+}
+
+/// Gives blocks back to their slabs by `give`, which is as [`Slab::give`], if these are of the shard, whose lock is held.
 #[inline(always)]
 fn give_each(
     slabs: &mut Slabs,
+    shard: usize,
     class: usize,
-    mut zone: &'static Zone,
-    blocks: &[usize],
+    blocks: &mut [usize],
     give: impl Fn(&mut Slab, &Class, usize, &[usize]) -> Result<usize, (usize, Misuse)>,
-) -> (*mut Slab, bool) {
+) -> Given {
     let fixed = &CLASS[class];
-    let (mut emptied, mut kept) = (null_mut(), false);
+    let mut done = Given { emptied: null_mut(), kept: false, left: 0 };
+    let Some(&first) = blocks.first() else { return done };
+    let (mut zone, _) = zone_of(first, class);
     let mut committed = zone.committed_bytes();
     // Blocks that are back and not counted yet.
     let mut given = 0;
-    let mut rest = blocks;
-    while let Some(&address) = rest.first() {
+    let mut at = 0;
+    while let Some(&address) = blocks.get(at) {
         // Most blocks are of the zone of the one before them.
         if address.wrapping_sub(zone.base()) >= committed {
             zone = zone_of(address, class).0;
             committed = zone.committed_bytes();
         }
         expect_tag(zone, address, class);
-        // Runs are aligned stretches of zones, and zones are aligned to more.
-        let start = address & !((PAGE << fixed.order) - 1);
+        let start = run_start(fixed, address);
+        if zone.shard(Zone::page_of(start)) != shard {
+            blocks[done.left] = address;
+            done.left += 1;
+            at += 1;
+            continue;
+        }
         let slab = Zone::descriptor_at(start).cast::<Slab>();
         // SAFETY: the tag says that the page belongs to a slab of this class, whose header is the descriptor of the first
-        // page of its run; the lock of its central is held.
+        // page of its run. It is of this shard, and stays so, since the lock of the shard's slabs is held.
         let this = unsafe { &mut *slab };
         let before = this.free_blocks();
         // Blocks that were handed out together often come back together.
-        let now = match give(this, fixed, start, rest) {
+        let now = match give(this, fixed, start, &blocks[at..]) {
             Ok(given) => given,
             Err((address, Misuse::DoubleFree)) => sys::die(TWICE, address),
             Err((address, Misuse::NotABlock)) => {
@@ -247,16 +281,16 @@ fn give_each(
                 sys::die(MIDDLE, address)
             }
         };
-        rest = &rest[now..];
+        at += now;
         given += now;
         // Only then has the central something to do.
         if before == 0 || before + now == fixed.blocks as usize {
             slabs.counts.came_back(mem::take(&mut given));
-            kept |= slabs.gave_back(fixed, slab, before, &mut emptied);
+            done.kept |= slabs.gave_back(fixed, slab, before, &mut done.emptied);
         }
     }
     slabs.counts.came_back(given);
-    (emptied, kept)
+    done
 }
 
 fn free_runs(class: usize, blocks: &[usize]) {
@@ -266,7 +300,7 @@ fn free_runs(class: usize, blocks: &[usize]) {
         if !address.is_multiple_of(PAGE) {
             sys::die(MIDDLE, address);
         }
-        central(zone.node(), class).runs.fetch_sub(1, Ordering::Relaxed);
+        central(shard::first_of(zone.node()), class).runs.fetch_sub(1, Ordering::Relaxed);
         zone.free(page, pages, pages);
     }
 }
@@ -286,10 +320,10 @@ fn prefetch<T>(at: *mut T) {
 /// A block that is a run of its own changes its class, or becomes one, where it lies: accounts for it.
 pub(crate) fn account_run(node: usize, from: Option<usize>, to: Option<usize>) {
     if let Some(class) = from {
-        central(node, class).runs.fetch_sub(1, Ordering::Relaxed);
+        central(shard::first_of(node), class).runs.fetch_sub(1, Ordering::Relaxed);
     }
     if let Some(class) = to {
-        central(node, class).runs.fetch_add(1, Ordering::Relaxed);
+        central(shard::first_of(node), class).runs.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -306,7 +340,13 @@ pub(crate) fn is_out(class: usize, address: usize) -> bool {
         return address.is_multiple_of(PAGE);
     }
     let first = page & !((1u32 << fixed.order) - 1);
-    let _slabs = central(zone.node(), class).lock();
+    let _slabs = loop {
+        let shard = zone.shard(first);
+        let slabs = central(shard, class).lock();
+        if zone.shard(first) == shard {
+            break slabs;
+        }
+    };
     // SAFETY: as in `free_bulk`.
     let slab = unsafe { &mut *zone.descriptors(first).cast::<Slab>() };
     slab.is_out(fixed, address - sys::addr(zone.address_of(first)))

@@ -1,31 +1,40 @@
-//! The slabs of a class on a node, and what there is of them.
+//! The slabs of a class in a shard, and what there is of them.
 
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Slab;
 use super::empty::{self, Chain};
+use super::shard::{SHARDS, others, shards_of};
 use super::tags::class_of_tag;
 #[cfg(feature = "debug")]
 use super::tags::tag_of;
 use crate::lock::{Guard, Lock};
-use crate::size_class::{CLASSES, Class, block_size};
-use crate::sys;
-use crate::zone::Zone;
+use crate::size_class::{CLASS, CLASSES, Class, block_size};
+use crate::zone::{MARKS, Zone};
 
-/// All slabs, by node and class.
-static CENTRALS: [[Central; CLASSES]; sys::MAX_NODES] = [const { [const { Central::new() }; CLASSES] }; sys::MAX_NODES];
+/// A shard with so few slabs of a class lends them whether it uses them or not: were it to keep them, each class that a
+/// program uses at all would have one for each of its CPUs.
+const FEW: usize = 4;
 
-/// The slabs of a class on a node.
-pub(crate) fn central(node: usize, class: usize) -> &'static Central {
-    &CENTRALS[node][class]
+/// All slabs, by shard and class.
+static CENTRALS: [[Central; CLASSES]; SHARDS] = [const { [const { Central::new() }; CLASSES] }; SHARDS];
+
+/// The slabs of a class in a shard.
+pub(crate) fn central(shard: usize, class: usize) -> &'static Central {
+    &CENTRALS[shard][class]
 }
 
-/// The slabs of a class on a node; aligned so that two classes share no cache line.
+/// How the blocks of a class on a node stand, in all of its shards.
+pub(crate) fn counts_on(node: usize, class: usize) -> Counts {
+    shards_of(node).map(|shard| central(shard, class).counts()).fold(Counts::NONE, Counts::plus)
+}
+
+/// The slabs of a class in a shard; aligned so that two classes share no cache line.
 #[repr(align(64))]
 pub(crate) struct Central {
     slabs: Lock<Slabs>,
-    /// Blocks handed out that are runs of their own. Relaxed throughout: a statistic.
+    /// Blocks handed out that are runs of their own: counted in the first shard of their node. Relaxed throughout: a statistic.
     pub(super) runs: AtomicUsize,
 }
 
@@ -42,6 +51,10 @@ pub(super) struct Slabs {
     pub(super) counts: Counts,
     /// The fewest free blocks that there have been since that was last asked.
     pub(super) least: usize,
+    /// The fewest since another shard last came by for a slab.
+    lendable: usize,
+    /// Some are looked at without the lock (`holes.rs`): none goes to another shard meanwhile.
+    pub(super) stay: bool,
 }
 
 // SAFETY: the list's slabs belong to the central, under whose lock the value is.
@@ -64,6 +77,19 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    const NONE: Counts = Counts { slabs: 0, empty: 0, free: 0, untouched: 0, holes: 0, out: 0 };
+
+    fn plus(self, other: Counts) -> Counts {
+        Counts {
+            slabs: self.slabs + other.slabs,
+            empty: self.empty + other.empty,
+            free: self.free + other.free,
+            untouched: self.untouched + other.untouched,
+            holes: self.holes + other.holes,
+            out: self.out + other.out,
+        }
+    }
+
     /// So many blocks that were handed out are free.
     pub(super) fn came_back(&mut self, blocks: usize) {
         self.free += blocks;
@@ -78,8 +104,16 @@ impl Counts {
 
 impl Central {
     const fn new() -> Central {
-        let counts = Counts { slabs: 0, empty: 0, free: 0, untouched: 0, holes: 0, out: 0 };
-        let slabs = Slabs { partial: null_mut(), last: null_mut(), listed: 0, empty: Chain::new(), counts, least: 0 };
+        let slabs = Slabs {
+            partial: null_mut(),
+            last: null_mut(),
+            listed: 0,
+            empty: Chain::new(),
+            counts: Counts::NONE,
+            least: 0,
+            lendable: 0,
+            stay: false,
+        };
         Central { slabs: Lock::new(slabs), runs: AtomicUsize::new(0) }
     }
 
@@ -128,6 +162,34 @@ impl Central {
         (first, count)
     }
 
+    /// Takes a slab out of the central that its shard has had no use for since it was last asked, if there is one and nobody
+    /// holds the lock; the slab is on no list then, and `shard`'s.
+    ///
+    /// That is one with no more free blocks than there have always been: so many could have been taken away, and the shard
+    /// would have done the same.
+    fn lend(&self, class: &Class, shard: usize) -> Option<NonNull<Slab>> {
+        let mut slabs = self.slabs.try_lock()?;
+        let free = slabs.counts.free;
+        let lendable = core::mem::replace(&mut slabs.lendable, free);
+        // The one that came first: what is in it has been free for longest.
+        let slab = NonNull::new(slabs.last)?;
+        // SAFETY: a slab of this central, whose lock is held.
+        let this = unsafe { slab.as_ref() };
+        if slabs.stay
+            || this.free_blocks() > lendable && slabs.counts.slabs > FEW
+            || this.holes != 0 && MARKS.is_limited()
+        {
+            return None;
+        }
+        slabs.unlink(slab.as_ptr());
+        slabs.forget(class, this);
+        slabs.counts.out -= class.blocks as usize - this.free_blocks();
+        slabs.lendable = lendable.saturating_sub(this.free_blocks());
+        let (zone, page) = run_of(slab.as_ptr());
+        zone.set_shard(page, shard);
+        Some(slab)
+    }
+
     /// Locks or unlocks for `fork`.
     pub(crate) fn fork_lock(&self, acquire: bool) {
         if acquire { self.slabs.acquire() } else { self.slabs.release() }
@@ -135,6 +197,33 @@ impl Central {
 }
 
 impl Slabs {
+    /// Takes blocks off what is counted as free, as handed out.
+    pub(super) fn went_out(&mut self, blocks: usize) {
+        self.counts.free -= blocks;
+        self.counts.out += blocks;
+        self.note_least();
+    }
+
+    fn note_least(&mut self) {
+        self.least = self.least.min(self.counts.free);
+        self.lendable = self.lendable.min(self.counts.free);
+    }
+
+    /// Gets a slab from another shard of the node that can spare one; whether there was any. These are the slabs of `shard`.
+    pub(super) fn borrow(&mut self, shard: usize, index: usize) -> bool {
+        let class = &CLASS[index];
+        let Some(slab) = others(shard).find_map(|other| central(other, index).lend(class, shard)) else { return false };
+        // SAFETY: a slab that is this central's from now on, whose lock is held.
+        let this = unsafe { slab.as_ref() };
+        self.counts.slabs += 1;
+        self.counts.free += this.free_blocks();
+        self.counts.out += class.blocks as usize - this.free_blocks();
+        self.counts.untouched += this.untouched(class);
+        self.counts.holes += this.hole_bytes(class);
+        self.link(slab.as_ptr());
+        true
+    }
+
     pub(super) fn listed(&self) -> usize {
         self.listed
     }
@@ -208,7 +297,7 @@ impl Slabs {
             let (zone, page) = run_of(slab);
             // A slab that is not retired yet: its pages carry its class.
             if let Some(class) = class_of_tag(zone.tag(page)) {
-                empty::note_there(zone.node(), class, count == 1);
+                empty::note_there(zone.shard(page), class, count == 1);
             }
         }
     }
@@ -219,7 +308,7 @@ impl Slabs {
         self.counts.free -= slab.free_blocks();
         self.counts.untouched -= slab.untouched(class);
         self.counts.holes -= slab.hole_bytes(class);
-        self.least = self.least.min(self.counts.free);
+        self.note_least();
     }
 
     /// A slab that had `before` free blocks has more now, which are counted: puts it on the list if it had none. One that is
@@ -266,8 +355,8 @@ impl Central {
     }
 
     /// Whether the list of slabs is whole, and they agree with what is counted.
-    pub(crate) fn check(&self, node: usize, class: usize) -> Result<(), &'static str> {
-        let fixed = &crate::size_class::CLASS[class];
+    pub(crate) fn check(&self, shard: usize, class: usize) -> Result<(), &'static str> {
+        let fixed = &CLASS[class];
         let slabs = self.slabs.lock();
         let (mut slab, mut previous) = (slabs.partial, null_mut::<Slab>());
         let (mut free, mut untouched, mut holes, mut listed) = (0, 0, 0, 0);
@@ -280,6 +369,9 @@ impl Central {
             let (zone, page) = run_of(slab);
             if zone.tag(page) != tag_of(class) {
                 return Err("a slab's pages carry its class");
+            }
+            if zone.shard(page) != shard {
+                return Err("a listed slab is of the shard on whose list it is");
             }
             if this.free_blocks() == 0 || this.free_blocks() == fixed.blocks as usize && fixed.blocks > 1 {
                 return Err("a listed slab is neither full nor empty");
@@ -308,7 +400,7 @@ impl Central {
         if empty != slabs.empty.len() {
             return Err("there are as many empty slabs as counted");
         }
-        if empty::are_there(node, class) != (empty > 0) {
+        if empty::are_there(shard, class) != (empty > 0) {
             return Err("classes with empty slabs are those noted");
         }
         let counts = &slabs.counts;

@@ -9,8 +9,8 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Slab;
+use super::shard::SHARDS;
 use crate::size_class::{CLASSES, Class, PAGE};
-use crate::sys;
 use crate::zone::{BELL, MARKS, SPARE};
 
 /// Most bytes of empty slabs.
@@ -21,16 +21,19 @@ pub(crate) fn bytes() -> usize {
     SPARE.load(Ordering::Relaxed)
 }
 
-/// Which classes have empty slabs, by node, a bit each: so that whoever wants one takes the lock of no class that has none.
+/// Which classes have empty slabs, by shard, a bit each: so that whoever wants one takes the lock of no class that has none.
 ///
 /// A bit is written with the lock of the class's slabs held, when the first comes or the last goes. Relaxed throughout:
 /// what is decided by it is decided again with the lock held.
-static THERE: [[AtomicU64; CLASSES.div_ceil(64)]; sys::MAX_NODES] =
-    [const { [const { AtomicU64::new(0) }; CLASSES.div_ceil(64)] }; sys::MAX_NODES];
+static THERE: [There; SHARDS] = [const { There([const { AtomicU64::new(0) }; CLASSES.div_ceil(64)]) }; SHARDS];
 
-/// Notes that a class has empty slabs on a node, or that it has none.
-pub(super) fn note_there(node: usize, class: usize, there: bool) {
-    let word = &THERE[node][class / 64];
+/// Aligned so that two shards share no cache line.
+#[repr(align(64))]
+struct There([AtomicU64; CLASSES.div_ceil(64)]);
+
+/// Notes that a class has empty slabs in a shard, or that it has none.
+pub(super) fn note_there(shard: usize, class: usize, there: bool) {
+    let word = &THERE[shard].0[class / 64];
     let bit = 1 << (class % 64);
     if there {
         word.fetch_or(bit, Ordering::Relaxed);
@@ -39,9 +42,9 @@ pub(super) fn note_there(node: usize, class: usize, there: bool) {
     }
 }
 
-/// Whether a class has empty slabs on a node.
-pub(super) fn are_there(node: usize, class: usize) -> bool {
-    THERE[node][class / 64].load(Ordering::Relaxed) >> (class % 64) & 1 == 1
+/// Whether a class has empty slabs in a shard.
+pub(super) fn are_there(shard: usize, class: usize) -> bool {
+    THERE[shard].0[class / 64].load(Ordering::Relaxed) >> (class % 64) & 1 == 1
 }
 
 /// The bytes of a slab.

@@ -19,14 +19,15 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use super::Slab;
 use super::central::{central, run_of};
 use super::retire::retire;
+use super::shard::{self, shards};
 use crate::hardening::{self, Hardening};
 use crate::latency::{self, SlowPath};
 use crate::lock::Lock;
 use crate::size_class::{CLASS, CLASSES, Class, PAGE, block_size};
 use crate::sys;
-use crate::zone::{COUNTERS, HOLES, MARKS, nodes, resident};
+use crate::zone::{COUNTERS, HOLES, MARKS, resident};
 
-/// Free memory in slabs below this is left alone.
+/// Free memory in the slabs of a class below this is left alone.
 const NEGLIGIBLE: usize = 256 << 10;
 
 /// Ranges given back by one call.
@@ -158,8 +159,8 @@ impl Found {
 }
 
 /// Makes holes in the slabs of a class, but for the first ones, which have so many free blocks; returns the bytes.
-fn punch(node: usize, class: usize, spared: usize) -> usize {
-    let (fixed, central) = (&CLASS[class], central(node, class));
+fn punch(shard: usize, class: usize, spared: usize) -> usize {
+    let (fixed, central) = (&CLASS[class], central(shard, class));
     let mut left = central.lock().listed();
     let (mut passed, mut bytes) = (0, 0);
     while left > 0 {
@@ -188,6 +189,7 @@ fn punch(node: usize, class: usize, spared: usize) -> usize {
                 slabs.push_back(slab);
             }
         }
+        slabs.stay = true;
         drop(slabs);
         let timer = latency::start(SlowPath::Advise);
         // SAFETY: no block in these ranges is in use, and those that reach into them are set aside, so that none is
@@ -195,9 +197,10 @@ fn punch(node: usize, class: usize, spared: usize) -> usize {
         let punched = found.len > 0 && unsafe { sys::release_all(&found.ranges) };
         drop(timer);
         slabs = central.lock();
+        slabs.stay = false;
         let mut emptied = core::ptr::null_mut();
         for &(slab, set) in &found.slabs[..found.len] {
-            // SAFETY: a slab of this central, whose lock is held; it still is one, since blocks of it were aside.
+            // SAFETY: a slab of this central, whose lock is held; it still is one, since blocks of it were aside and `stay` was set.
             let this = unsafe { &mut *slab };
             let before = this.free_blocks();
             if punched {
@@ -224,24 +227,24 @@ fn punch(node: usize, class: usize, spared: usize) -> usize {
     bytes
 }
 
-/// All classes with slabs, on all nodes. None where free blocks hold a pattern that is looked at again: a hole reads as
+/// All classes with slabs, in all shards. None where free blocks hold a pattern that is looked at again: a hole reads as
 /// zero.
 fn slab_classes() -> impl Iterator<Item = (usize, usize)> {
     let poisoned = hardening::any(Hardening::POISON);
     let classes = move || (0..CLASSES).filter(move |&class| !poisoned && !CLASS[class].is_run());
-    (0..nodes().len()).flat_map(move |node| classes().map(move |class| (node, class)))
+    shards().flat_map(move |shard| classes().map(move |class| (shard, class)))
 }
 
 /// Bytes of free blocks in slabs that have memory behind them, whatever is in use beside them.
 pub(crate) fn idle_bytes() -> usize {
-    slab_classes().map(|(node, class)| central(node, class).counts().idle_bytes(class)).sum()
+    slab_classes().map(|(shard, class)| central(shard, class).counts().idle_bytes(class)).sum()
 }
 
 /// Makes holes wherever nothing in use is in the way; returns the bytes.
 pub(crate) fn punch_all() -> usize {
     slab_classes()
-        .filter(|&(node, class)| central(node, class).counts().idle_bytes(class) > 0)
-        .fold(0, |bytes, (node, class)| bytes + punch(node, class, 0))
+        .filter(|&(shard, class)| central(shard, class).counts().idle_bytes(class) > 0)
+        .fold(0, |bytes, (shard, class)| bytes + punch(shard, class, 0))
 }
 
 /// Makes holes where nobody has taken a free block for a second, which is `everywhere` if nobody has done anything;
@@ -250,12 +253,12 @@ pub(crate) fn punch_unused(everywhere: bool) -> usize {
     // What the heap has shrunk to is what it will grow from.
     NEXT_LOOK.fetch_min(next_look(), Ordering::Relaxed);
     let mut bytes = 0;
-    for (node, class) in slab_classes() {
-        let (counts, least) = central(node, class).take_least();
+    for (shard, class) in slab_classes() {
+        let (counts, least) = central(shard, class).take_least();
         let least = if everywhere { counts.free } else { least };
         let unused = least * block_size(class);
-        if unused.min(counts.idle_bytes(class)) >= NEGLIGIBLE && sys::releases_at_once() {
-            bytes += punch(node, class, counts.free - least);
+        if unused.min(counts.idle_bytes(class)) >= NEGLIGIBLE / shard::per_node() && sys::releases_at_once() {
+            bytes += punch(shard, class, counts.free - least);
         }
     }
     bytes
@@ -283,10 +286,10 @@ fn look() {
     if resident < seen || NEXT_LOOK.compare_exchange(seen, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return;
     }
-    let idle = |(node, class)| central(node, class).counts().idle_bytes(class);
+    let idle = |(shard, class)| central(shard, class).counts().idle_bytes(class);
     if sys::releases_at_once() && slab_classes().map(idle).sum::<usize>() >= resident / 16 {
-        for (node, class) in slab_classes().filter(|&at| idle(at) >= NEGLIGIBLE) {
-            punch(node, class, 0);
+        for (shard, class) in slab_classes().filter(|&at| idle(at) >= NEGLIGIBLE) {
+            punch(shard, class, 0);
         }
         NEXT_LOOK.fetch_min(next_look(), Ordering::Relaxed);
     }

@@ -18,8 +18,9 @@ use super::Slab;
 use super::central::{central, run_of};
 use super::empty::{self, slab_bytes};
 use super::guard;
+use super::shard::{shards, shards_of};
 use crate::size_class::{CLASS, CLASSES, Class};
-use crate::zone::{HOLES, nodes};
+use crate::zone::HOLES;
 
 /// Gives slabs that have no block in use, and are in no central, back to their zones.
 pub(super) fn retire(class: &Class, mut emptied: *mut Slab) {
@@ -40,15 +41,15 @@ pub(super) fn retire(class: &Class, mut emptied: *mut Slab) {
     }
 }
 
-/// Classes that have empty slabs on a node.
-fn classes_with(node: usize) -> impl Iterator<Item = usize> {
-    (0..CLASSES).filter(move |&class| empty::are_there(node, class))
+/// Classes that have empty slabs in a shard.
+fn classes_with(shard: usize) -> impl Iterator<Item = usize> {
+    (0..CLASSES).filter(move |&class| empty::are_there(shard, class))
 }
 
 /// Retires empty slabs of a class, as many as `wanted` says of how many there are; returns their bytes.
-fn retire_some(node: usize, class: usize, wanted: impl FnOnce(usize) -> usize) -> usize {
+fn retire_some(shard: usize, class: usize, wanted: impl FnOnce(usize) -> usize) -> usize {
     let fixed = &CLASS[class];
-    let (slabs, count) = central(node, class).take_empty(fixed, wanted);
+    let (slabs, count) = central(shard, class).take_empty(fixed, wanted);
     if count > 0 {
         retire(fixed, slabs);
     }
@@ -68,9 +69,10 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
 
     let hand = HAND.load(Ordering::Relaxed);
     let mut bytes = 0;
-    let from_hand = classes_with(node).filter(|&class| class >= hand);
-    for class in from_hand.chain(classes_with(node).filter(|&class| class < hand)) {
-        bytes += retire_some(node, class, |_| (wanted - bytes).div_ceil(slab_bytes(&CLASS[class])));
+    let all = || shards_of(node).flat_map(|shard| classes_with(shard).map(move |class| (shard, class)));
+    let from_hand = all().filter(|&(_, class)| class >= hand);
+    for (shard, class) in from_hand.chain(all().filter(|&(_, class)| class < hand)) {
+        bytes += retire_some(shard, class, |_| (wanted - bytes).div_ceil(slab_bytes(&CLASS[class])));
         if bytes >= wanted {
             HAND.store(class, Ordering::Relaxed);
             break;
@@ -81,19 +83,18 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
 
 /// Retires all empty slabs; returns their bytes.
 pub(crate) fn retire_all() -> usize {
-    let nodes = 0..nodes().len();
-    nodes.flat_map(|node| classes_with(node).map(move |class| retire_some(node, class, |all| all))).sum()
+    shards().flat_map(|shard| classes_with(shard).map(move |class| retire_some(shard, class, |all| all))).sum()
 }
 
 /// Retires those that nobody has needed since this was last called; returns their bytes.
 pub(crate) fn retire_unused() -> usize {
     let mut bytes = 0;
-    for node in 0..nodes().len() {
+    for shard in shards() {
         // Of a class that has none the fewest were none.
-        for class in classes_with(node) {
-            let least = central(node, class).take_least_empty();
+        for class in classes_with(shard) {
+            let least = central(shard, class).take_least_empty();
             if least > 0 {
-                bytes += retire_some(node, class, |_| least);
+                bytes += retire_some(shard, class, |_| least);
             }
         }
     }

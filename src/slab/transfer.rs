@@ -1,14 +1,16 @@
 //! Batches of blocks on their way from one CPU to another.
 //!
-//! A CPU whose stack of a class is full fills a batch and pushes it here; one whose stack is empty pops a
-//! whole batch, without touching a slab or a lock. Batches are named by number and never unmapped, as a
+//! A CPU whose stack of a class is full fills a batch and pushes it here; one of the same shard whose stack is empty pops a
+//! whole batch, without touching a slab or a lock. A shard that has enough of them sends those with blocks of others there. Batches are named by number and never unmapped, as a
 //! [`Stack`] needs it.
 
+use core::iter;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
+use super::bulk;
+use super::shard::{self, SHARDS, shards};
 use crate::size_class::{BATCH, BATCH_MAX, CLASS, CLASSES, block_size};
-use crate::sys;
 use crate::tagged_stack::{Links, NUMBER_BITS, Stack};
 use crate::zone::META;
 
@@ -19,7 +21,9 @@ struct Batch {
     len: u8,
     kind: Kind,
     /// Whose blocks these are, where batches of several classes are together.
-    class: u16,
+    class: u8,
+    /// Whose CPUs had it last: it goes to their spare ones.
+    shard: u8,
     blocks: [usize; BATCH],
 }
 
@@ -48,7 +52,7 @@ impl Kind {
     }
 }
 
-const _: () = assert!(size_of::<Batch>() == 512);
+const _: () = assert!(size_of::<Batch>() == 512 && CLASSES <= 1 << u8::BITS && SHARDS <= 1 << u8::BITS);
 const _: () =
     assert!((BATCH_MAX - BATCH) * size_of::<usize>() == 3 * size_of::<Batch>() && BATCH_MAX <= u8::MAX as usize);
 
@@ -60,9 +64,12 @@ const CHUNKS: usize = 1 << (NUMBER_BITS - CHUNK_BITS - 4);
 struct Pool {
     chunks: [AtomicPtr<Batch>; CHUNKS],
     made: AtomicU32,
-    /// By kind.
-    spare: [Stack; 2],
+    spare: [Spare; SHARDS],
 }
+
+/// Batches that nobody uses, by kind, and whose CPUs have them in their caches.
+#[repr(align(64))]
+struct Spare([Stack; 2]);
 
 static POOL: Pool = Pool::new();
 
@@ -77,7 +84,7 @@ impl Links for Pool {
 impl Pool {
     const fn new() -> Pool {
         let chunks = [const { AtomicPtr::new(null_mut()) }; CHUNKS];
-        Pool { chunks, made: AtomicU32::new(1), spare: [const { Stack::new() }; 2] }
+        Pool { chunks, made: AtomicU32::new(1), spare: [const { Spare([const { Stack::new() }; 2]) }; SHARDS] }
     }
 
     fn at(&self, number: u32) -> *mut Batch {
@@ -87,14 +94,17 @@ impl Pool {
         unsafe { chunk.add(number as usize & ((1 << CHUNK_BITS) - 1)) }
     }
 
-    /// The number of a batch that nobody uses.
-    fn get(&self, kind: Kind) -> Option<u32> {
-        self.get_with(kind, || META.alloc(size_of::<Batch>() << CHUNK_BITS, 64))
+    /// The number of a batch that nobody uses, for a CPU of `shard`.
+    fn get(&self, shard: usize, kind: Kind) -> Option<u32> {
+        self.get_with(shard, kind, || META.alloc(size_of::<Batch>() << CHUNK_BITS, 64))
     }
 
     /// The same with memory for a chunk from `memory`.
-    fn get_with(&self, kind: Kind, memory: impl Fn() -> Option<NonNull<u8>>) -> Option<u32> {
-        if let Some(number) = self.spare[kind as usize].pop(self) {
+    fn get_with(&self, shard: usize, kind: Kind, memory: impl Fn() -> Option<NonNull<u8>>) -> Option<u32> {
+        let spare = |shard: usize| &self.spare[shard].0[kind as usize];
+        // Those of others are better than new ones: where blocks go from shard to shard, so do batches.
+        let all = iter::once(shard).chain(shards().filter(|&other| other != shard));
+        if let Some(number) = all.filter(|&shard| spare(shard).len() > 0).find_map(|shard| spare(shard).pop(self)) {
             return Some(number);
         }
         // Relaxed: the value is the whole of what is taken. It is taken after there is memory for it, so that failures,
@@ -118,8 +128,8 @@ impl Pool {
     }
 
     /// Takes one back.
-    fn put(&self, kind: Kind, number: u32) {
-        self.spare[kind as usize].push(self, number);
+    fn put(&self, shard: usize, kind: Kind, number: u32) {
+        self.spare[shard].0[kind as usize].push(self, number);
     }
 }
 
@@ -129,22 +139,33 @@ pub(crate) struct BatchBox {
 }
 
 impl BatchBox {
-    /// An empty batch with room for [`BATCH`] blocks; `None` when the system gives no more memory.
-    pub(crate) fn new() -> Option<BatchBox> {
-        BatchBox::of(Kind::Small)
+    /// An empty batch with room for [`BATCH`] blocks, for a CPU of `shard`; `None` when the system gives no more memory.
+    pub(crate) fn new(shard: usize) -> Option<BatchBox> {
+        BatchBox::of(shard, Kind::Small)
     }
 
     /// An empty batch with room for so many blocks, at most [`BATCH_MAX`].
-    pub(crate) fn with_room(blocks: usize) -> Option<BatchBox> {
-        BatchBox::of(if blocks <= BATCH { Kind::Small } else { Kind::Large })
+    pub(crate) fn with_room(shard: usize, blocks: usize) -> Option<BatchBox> {
+        BatchBox::of(shard, if blocks <= BATCH { Kind::Small } else { Kind::Large })
     }
 
-    fn of(kind: Kind) -> Option<BatchBox> {
-        let mut batch = BatchBox { number: POOL.get(kind)? };
+    fn of(shard: usize, kind: Kind) -> Option<BatchBox> {
+        let mut batch = BatchBox { number: POOL.get(shard, kind)? };
         // SAFETY: as in `room`.
         unsafe { (*batch.batch()).kind = kind };
+        batch.note_shard(shard);
         batch.set_len(0);
         Some(batch)
+    }
+
+    fn note_shard(&mut self, shard: usize) {
+        // SAFETY: as in `room`.
+        unsafe { (*self.batch()).shard = shard as u8 };
+    }
+
+    fn shard(&self) -> usize {
+        // SAFETY: as in `room`; set when the batch was taken from the pool.
+        unsafe { (*self.batch()).shard as usize }
     }
 
     fn kind(&self) -> Kind {
@@ -191,7 +212,7 @@ impl Bundle {
 
     pub(crate) fn add(&self, class: usize, batch: BatchBox) {
         // SAFETY: the batch is ours, as in `room`.
-        unsafe { (*batch.batch()).class = class as u16 };
+        unsafe { (*batch.batch()).class = class as u8 };
         let number = batch.number;
         core::mem::forget(batch);
         self.0.push(&POOL, number);
@@ -211,73 +232,95 @@ impl Drop for Bundle {
 
 impl Drop for BatchBox {
     fn drop(&mut self) {
-        POOL.put(self.kind(), self.number);
+        POOL.put(self.shard(), self.kind(), self.number);
     }
 }
 
 /// Most bytes of batches in transfer, per CPU of the machine.
 pub(crate) const TRANSFER_BYTES_PER_CPU: usize = 256 << 10;
 
-/// Batches on their way, by node and class.
+/// Batches on their way to the CPUs of a shard, by class.
 #[repr(align(64))]
 struct Lane(Stack);
-static LANES: [[Lane; CLASSES]; sys::MAX_NODES] = [const { [const { Lane(Stack::new()) }; CLASSES] }; sys::MAX_NODES];
+static LANES: [[Lane; CLASSES]; SHARDS] = [const { [const { Lane(Stack::new()) }; CLASSES] }; SHARDS];
 
-/// Bytes of all blocks in transfer. Relaxed throughout: a bound kept to within a batch per CPU.
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-/// Most that there may be. Set once, at initialisation.
+/// Bytes of all blocks on the lanes of a shard. Relaxed throughout: a bound kept to within a batch per CPU.
+#[repr(align(64))]
+struct Bytes(AtomicUsize);
+static BYTES: [Bytes; SHARDS] = [const { Bytes(AtomicUsize::new(0)) }; SHARDS];
+/// Most that there may be of a shard. Set once, at initialisation.
 static BYTES_MAX: AtomicUsize = AtomicUsize::new(0);
 
 /// Sets the bound for a machine of `cpus` processors.
 pub(crate) fn init(cpus: usize) {
-    BYTES_MAX.store(cpus.saturating_mul(TRANSFER_BYTES_PER_CPU), Ordering::Relaxed);
+    BYTES_MAX.store(cpus.saturating_mul(TRANSFER_BYTES_PER_CPU) / shard::per_node(), Ordering::Relaxed);
 }
 
 /// Bytes of blocks in transfer.
 pub(crate) fn bytes() -> usize {
-    BYTES.load(Ordering::Relaxed)
+    shards().map(|shard| BYTES[shard].0.load(Ordering::Relaxed)).sum()
 }
 
-/// Passes a batch on; gives it back if enough are on their way.
-pub(crate) fn push(node: usize, class: usize, batch: BatchBox) -> Result<(), BatchBox> {
+/// Passes a batch on to CPUs of `here`, which have the blocks in their caches; if enough are on their way there, to those of
+/// another shard that blocks are from. Gives it back if they are from no other, or that has enough, too.
+pub(crate) fn push(here: usize, class: usize, mut batch: BatchBox) -> Result<(), BatchBox> {
     let bytes = batch.len() * block_size(class);
-    let lane = &LANES[node][class].0;
     // A class may fill an eighth of the bound, but at least two batches.
     let usual = CLASS[class].batch as usize * block_size(class);
-    let most = (BYTES_MAX.load(Ordering::Relaxed) / 8 / bytes.max(usual)).max(2);
-    if lane.len() as usize >= most || BYTES.load(Ordering::Relaxed) + bytes > BYTES_MAX.load(Ordering::Relaxed) {
-        return Err(batch);
-    }
-    BYTES.fetch_add(bytes, Ordering::Relaxed);
+    let bound = BYTES_MAX.load(Ordering::Relaxed);
+    let most = (bound / 8 / bytes.max(usual)).max(2);
+    let has_room = |&shard: &usize| {
+        (LANES[shard][class].0.len() as usize) < most && BYTES[shard].0.load(Ordering::Relaxed) + bytes <= bound
+    };
+    let from = || other_shard_of(here, class, batch.blocks()).filter(has_room);
+    let Some(to) = Some(here).filter(has_room).or_else(from) else { return Err(batch) };
+    BYTES[to].0.fetch_add(bytes, Ordering::Relaxed);
     let number = batch.number;
     core::mem::forget(batch);
-    lane.push(&POOL, number);
+    LANES[to][class].0.push(&POOL, number);
     Ok(())
 }
 
-/// A batch of the class that somebody passed on.
-pub(crate) fn pop(node: usize, class: usize) -> Option<BatchBox> {
-    let lane = &LANES[node][class].0;
+/// A shard other than `here` that blocks of a batch are from, by a look at three of them.
+fn other_shard_of(here: usize, class: usize, blocks: &[usize]) -> Option<usize> {
+    let looked_at = [blocks.first(), blocks.get(blocks.len() / 2), blocks.last()];
+    looked_at.into_iter().flatten().map(|&block| bulk::shard_of_block(class, block)).find(|&shard| shard != here)
+}
+
+/// A batch of the class for a shard.
+pub(crate) fn pop(shard: usize, class: usize) -> Option<BatchBox> {
+    let lane = &LANES[shard][class].0;
     if lane.len() == 0 {
         return None;
     }
-    let batch = BatchBox { number: lane.pop(&POOL)? };
-    BYTES.fetch_sub(batch.len() * block_size(class), Ordering::Relaxed);
+    let mut batch = BatchBox { number: lane.pop(&POOL)? };
+    batch.note_shard(shard);
+    BYTES[shard].0.fetch_sub(batch.len() * block_size(class), Ordering::Relaxed);
+    Some(batch)
+}
+
+/// A batch of the class for another shard of the same node.
+pub(crate) fn pop_other(shard: usize, class: usize) -> Option<BatchBox> {
+    let mut batch = shard::others(shard).find_map(|other| pop(other, class))?;
+    batch.note_shard(shard);
     Some(batch)
 }
 
 /// How often batches came and went: those in transfer, and empty ones.
 #[cfg(feature = "debug")]
 pub(crate) fn changes() -> (u64, u64) {
-    (LANES.as_flattened().iter().map(|lane| lane.0.changes()).sum(), POOL.spare.iter().map(Stack::changes).sum())
+    (
+        LANES.as_flattened().iter().map(|lane| lane.0.changes()).sum(),
+        POOL.spare.iter().flat_map(|spare| &spare.0).map(Stack::changes).sum(),
+    )
 }
 
 /// Gives everything in transfer back to the slabs; returns the bytes.
 pub(crate) fn drain() -> usize {
     let mut bytes = 0;
-    for node in 0..crate::zone::nodes().len() {
+    for shard in shards() {
         for class in 0..CLASSES {
-            while let Some(mut batch) = pop(node, class) {
+            while let Some(mut batch) = pop(shard, class) {
                 bytes += batch.len() * block_size(class);
                 crate::slab::free_bulk(class, batch.blocks());
             }
@@ -295,10 +338,10 @@ mod tests {
     fn refusals_use_up_no_numbers() {
         let pool = Pool::new();
         for _ in 0..=CHUNKS << CHUNK_BITS {
-            assert_eq!(pool.get_with(Kind::Small, || None), None);
-            assert_eq!(pool.get_with(Kind::Large, || None), None);
+            assert_eq!(pool.get_with(0, Kind::Small, || None), None);
+            assert_eq!(pool.get_with(0, Kind::Large, || None), None);
         }
-        assert_eq!((pool.get(Kind::Small), pool.get(Kind::Small)), (Some(1), Some(2)));
+        assert_eq!((pool.get(0, Kind::Small), pool.get(0, Kind::Small)), (Some(1), Some(2)));
     }
 
     /// Batches of both kinds have their room to themselves, and come back as what they were.
@@ -307,7 +350,7 @@ mod tests {
     #[test]
     fn batches_do_not_overlap() {
         let mut batches: Vec<BatchBox> =
-            (0..200).map(|n| BatchBox::with_room(if n % 3 == 0 { BATCH + 1 } else { BATCH }).unwrap()).collect();
+            (0..200).map(|n| BatchBox::with_room(0, if n % 3 == 0 { BATCH + 1 } else { BATCH }).unwrap()).collect();
         let large = |batches: &[BatchBox]| batches.iter().filter(|batch| batch.kind() == Kind::Large).count();
         assert_eq!(large(&batches), 67);
         for (n, batch) in batches.iter_mut().enumerate() {
@@ -319,9 +362,9 @@ mod tests {
             assert!(batch.room().iter().all(|&word| word == n + 1), "batch {n}");
         }
         let pool = Pool::new();
-        let number = pool.get(Kind::Large).unwrap();
-        pool.put(Kind::Large, number);
-        assert_ne!(pool.get(Kind::Small), Some(number));
-        assert_eq!(pool.get(Kind::Large), Some(number));
+        let number = pool.get(0, Kind::Large).unwrap();
+        pool.put(0, Kind::Large, number);
+        assert_ne!(pool.get(0, Kind::Small), Some(number));
+        assert_eq!(pool.get(0, Kind::Large), Some(number));
     }
 }

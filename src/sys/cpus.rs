@@ -118,6 +118,50 @@ pub(crate) fn each_cpu_of_node(mut each: impl FnMut(usize, usize)) {
     }
 }
 
+/// Calls `each` with every processor that is online and the number of the third-level cache that it has, of `most` at most:
+/// they are numbered in the order of their first processors. With none where the system says nothing of caches.
+pub(crate) fn each_cpu_of_cache(most: usize, each: impl FnMut(usize, usize)) {
+    let mut online = [0; 1024];
+    let online = read_file(c"/sys/devices/system/cpu/online", &mut online);
+    let sharers = |cpu: usize, buffer: &mut [u8]| {
+        let mut path = Message::new();
+        path.text("/sys/devices/system/cpu/cpu").decimal(cpu).text("/cache/index3/shared_cpu_list\0");
+        CStr::from_bytes_with_nul(path.as_bytes()).map_or(0, |path| read_file(path, buffer).len())
+    };
+    group_by_cache(online, sharers, most, each);
+}
+
+/// As [`each_cpu_of_cache`]; `sharers` writes who has a processor's cache, as a kernel list, and returns the bytes. It is asked
+/// once for every cache.
+fn group_by_cache(
+    online: &[u8],
+    mut sharers: impl FnMut(usize, &mut [u8]) -> usize,
+    most: usize,
+    mut each: impl FnMut(usize, usize),
+) {
+    const BITS: usize = u64::BITS as usize;
+    let mut known = [0u64; MAX_CPUS / BITS];
+    let mut count = 0;
+    ranges(online, |first, last| {
+        for cpu in first..=last.min(MAX_CPUS - 1) {
+            if known[cpu / BITS] >> (cpu % BITS) & 1 != 0 || count == most {
+                continue;
+            }
+            let mut buffer = [0; 1024];
+            let len = sharers(cpu, &mut buffer);
+            let mut is_there = false;
+            ranges(&buffer[..len], |first, last| {
+                for sharer in first..=last.min(MAX_CPUS - 1) {
+                    known[sharer / BITS] |= 1 << (sharer % BITS);
+                    each(sharer, count);
+                    is_there |= sharer == cpu;
+                }
+            });
+            count += usize::from(is_there);
+        }
+    });
+}
+
 /// How far each node that has memory or processors is from `node`, in the kernel's unit of ten for none; `u8::MAX` for
 /// the others, and for all where the kernel says nothing.
 pub(crate) fn node_distances(node: usize) -> [u8; MAX_NODES] {
@@ -206,5 +250,37 @@ mod tests {
     fn this_machine_has_the_processor_we_run_on() {
         assert!(possible_cpus() > current_cpu());
         assert!(allowed_cpus() > current_cpu() && allowed_cpus() <= possible_cpus());
+    }
+
+    /// Processors that have a cache in common are of one number, also where threads of a core are numbered far apart; one that
+    /// the system says nothing of has none, and beyond the last number there are none.
+    ///
+    /// Red if a cache's list is read for the processor alone: in `group_by_cache`, call `each` with `cpu` in place of `sharer`;
+    /// if it is read once more for the next one: leave out `known`; or without the comparison with `most`.
+    #[test]
+    fn caches_are_told_apart() {
+        fn groups(online: &str, caches: &[&str], most: usize) -> (Vec<(usize, usize)>, usize) {
+            let (mut found, mut asked) = (Vec::new(), 0);
+            let sharers = |cpu: usize, buffer: &mut [u8]| {
+                asked += 1;
+                let has = |list: &&&str| {
+                    let mut has = false;
+                    ranges(list.as_bytes(), |first, last| has |= (first..=last).contains(&cpu));
+                    has
+                };
+                let list = caches.iter().find(has).map_or(&b""[..], |list| list.as_bytes());
+                buffer[..list.len()].copy_from_slice(list);
+                list.len()
+            };
+            group_by_cache(online.as_bytes(), sharers, most, |cpu, group| found.push((cpu, group)));
+            found.sort_unstable();
+            (found, asked)
+        }
+        let pairs = |groups: &[usize]| groups.iter().copied().enumerate().collect::<Vec<_>>();
+        assert_eq!(groups("0-1\n", &["0-1\n"], 16), (pairs(&[0, 0]), 1));
+        assert_eq!(groups("0-7\n", &["0-1,4-5\n", "2-3,6-7\n"], 16), (pairs(&[0, 0, 1, 1, 0, 0, 1, 1]), 2));
+        assert_eq!(groups("0-3\n", &[], 16), (Vec::new(), 4));
+        assert_eq!(groups("0,2-3\n", &["0\n", "3\n"], 16).0, [(0, 0), (3, 1)]);
+        assert_eq!(groups("0-3\n", &["0\n", "1\n", "2\n", "3\n"], 2), (pairs(&[0, 1]), 2));
     }
 }

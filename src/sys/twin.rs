@@ -199,6 +199,8 @@ pub(crate) fn possible_cpus() -> usize {
 
 pub(crate) fn each_cpu_of_node(_each: impl FnMut(usize, usize)) {}
 
+pub(crate) fn each_cpu_of_cache(_most: usize, _each: impl FnMut(usize, usize)) {}
+
 pub(crate) fn each_node(_each: impl FnMut(usize)) {}
 
 pub(crate) fn node_distances(_node: usize) -> [u8; MAX_NODES] {

@@ -1,9 +1,22 @@
 //! What bounds the memory of all zones, as far as this layer needs to know: limit, marks, huge pages; and what
 //! is resident, which they are compared with.
 
+use core::ops::Deref;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 use super::{META, mapping_cache, nodes};
+
+/// A number that many CPUs write, in a cache line of its own: nobody waits for it who only wants what lies beside it.
+#[repr(align(64))]
+pub(crate) struct Apart(AtomicUsize);
+
+impl Deref for Apart {
+    type Target = AtomicUsize;
+
+    fn deref(&self) -> &AtomicUsize {
+        &self.0
+    }
+}
 
 /// Settings. Relaxed throughout: each stands for itself.
 pub(crate) struct Marks {
@@ -28,11 +41,11 @@ pub(crate) static MARKS: Marks = Marks {
 };
 
 /// Bytes of runs handed out that the holder has given back to the system. Relaxed throughout: a statistic.
-pub(crate) static HOLES: AtomicUsize = AtomicUsize::new(0);
+pub(crate) static HOLES: Apart = Apart(AtomicUsize::new(0));
 
 /// Bytes of runs handed out whose holder keeps them free for whoever needs them. Relaxed throughout: the bound on them is
 /// kept to within a slab per thread.
-pub(crate) static SPARE: AtomicUsize = AtomicUsize::new(0);
+pub(crate) static SPARE: Apart = Apart(AtomicUsize::new(0));
 
 /// Bytes of the heap that are resident, cheaply: runs handed out or warm, mappings, those kept too, and tables by estimate.
 pub(crate) fn resident() -> usize {

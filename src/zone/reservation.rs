@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! base (a multiple of 1 GiB)
-//! | Zone | warm bits | tags | descriptors … | pages in use or free … | reserved, not committed … |
-//!   4 KiB   32 KiB     256 KiB  64 B a page    ^ first                ^ committed                ^ pages
+//! | Zone | warm bits | tags  | shards | descriptors … | pages in use or free … | reserved, not committed … |
+//!   4 KiB   32 KiB    256 KiB 256 KiB  64 B a page    ^ first                ^ committed                ^ pages
 //! ```
 //!
 //! A zone starts with little committed and grows at its end; a system that refuses a large reservation
@@ -44,7 +44,8 @@ const GROWTH_MAX: usize = 64 << 20;
 
 const WARM_AT: usize = PAGE;
 const TAGS_AT: usize = WARM_AT + ZONE_PAGES / 8;
-const DESCRIPTORS_AT: usize = TAGS_AT + ZONE_PAGES;
+const SHARDS_AT: usize = TAGS_AT + ZONE_PAGES;
+const DESCRIPTORS_AT: usize = SHARDS_AT + ZONE_PAGES;
 
 /// Bits of a user-space address that mappings use unless asked otherwise.
 const ADDRESS_BITS: u32 = if cfg!(target_arch = "x86_64") { 47 } else { 48 };
@@ -148,6 +149,24 @@ impl Zone {
     pub(crate) fn tag(&self, page: u32) -> u8 {
         // SAFETY: the table is part of the zone. Relaxed: see `Pages`.
         unsafe { (*((self.base() + TAGS_AT + page as usize) as *const AtomicU8)).load(Ordering::Relaxed) }
+    }
+
+    /// The shard of the slab that begins with a page; exact if the caller holds the lock of the slabs of that shard.
+    #[inline(always)]
+    pub(crate) fn shard(&self, page: u32) -> usize {
+        self.shard_at(page).load(Ordering::Relaxed) as usize
+    }
+
+    /// Sets it. The caller holds the locks of the slabs of both shards, or nobody else has seen the slab.
+    pub(crate) fn set_shard(&self, page: u32, shard: usize) {
+        self.shard_at(page).store(shard as u8, Ordering::Relaxed);
+    }
+
+    /// Relaxed: looked at without the lock, it says which to take, under which it is looked at again.
+    #[inline(always)]
+    fn shard_at(&self, page: u32) -> &AtomicU8 {
+        // SAFETY: the table is part of the zone, reads as zero until written, and is only used atomically.
+        unsafe { &*((self.base() + SHARDS_AT + page as usize) as *const AtomicU8) }
     }
 
     pub(crate) fn node(&self) -> usize {

@@ -58,7 +58,7 @@ fn a_long_setting_leaves_room_for_the_problem() {
     Config::new().override_by(conf, |line| lines.push(String::from_utf8(line.as_bytes().to_vec()).unwrap()));
     assert_eq!(lines.len(), 2);
     assert!(lines[0].contains("\"cgruop:/sys/fs/cgroup/system.sli...\" is left out: "), "{lines:?}");
-    assert!(lines.iter().all(|line| line.ends_with(" and process_madvise\n")), "{lines:?}");
+    assert!(lines.iter().all(|line| line.ends_with(" process_madvise\n")), "{lines:?}");
 }
 
 #[test]
@@ -100,6 +100,18 @@ fn a_sandbox_is_spared_by_the_environment() {
     let mut problems = 0;
     config.override_by(c"rseq:on,membarrier:auto,rseq", |_| problems += 1);
     assert_eq!((config, problems), (Config::new().rseq(Rseq::Off), 3));
+}
+
+#[test]
+fn shards_are_set_by_the_environment() {
+    let mut config = Config::new();
+    for (conf, shards) in [(c"shards:cpu", Shards::Cpu), (c"shards:one", Shards::One), (c"shards:auto", Shards::Auto)] {
+        config.override_by(conf, |_| unreachable!());
+        assert_eq!(config, Config::new().shards(shards));
+    }
+    let mut problems = 0;
+    config.override_by(c"shards:2", |_| problems += 1);
+    assert_eq!((config, problems), (Config::new(), 1));
 }
 
 #[test]

@@ -1,0 +1,175 @@
+//! CPUs that have slabs of their own: `Config::shards`.
+
+#![cfg(not(any(loom, pcpalloc_twin, miri)))]
+
+mod common;
+
+use std::collections::{HashMap, HashSet};
+
+use common::child::{self, Child};
+use common::{Block, HEAP, cpus, on_cpu};
+use pcpalloc::debug::{Level, check};
+use pcpalloc::{Mode, PcpAlloc};
+
+#[global_allocator]
+static GLOBAL: PcpAlloc = PcpAlloc::new();
+
+const SIZE: usize = 1024;
+const PAGE: usize = 4096;
+
+/// Two CPUs to have shards of their own with `shards:cpu`, if there are such.
+fn two_cpus() -> Option<[usize; 2]> {
+    let cpus = cpus();
+    // Every sixteenth CPU has the same.
+    let other = *cpus.iter().find(|&&cpu| cpu % 16 != cpus[0] % 16)?;
+    Some([cpus[0], other])
+}
+
+fn take(count: usize) -> Vec<Block> {
+    (0..count).map(|n| Block::new(SIZE, 8, n as u64).expect("there is memory")).collect()
+}
+
+/// One block in so many; the others are freed.
+fn every(nth: usize, blocks: Vec<Block>) -> Vec<Block> {
+    blocks.into_iter().enumerate().filter(|(n, _)| n % nth == 0).map(|(_, block)| block).collect()
+}
+
+/// Two CPUs that by turns take many blocks and free them get their own back, and no page is used by both; where they
+/// share slabs, most pages are.
+///
+/// Red if a shard takes what others use: in `Central::lend` (`src/slab/central.rs`), leave out the comparison with
+/// `lendable`; if blocks go to the shard of who frees them: in `push` (`src/slab/transfer.rs`), take any other shard for
+/// `other_shard_of`, and in `alloc_bulk_counted` (`src/slab/bulk.rs`) leave out `set_shard`; or if `shards:cpu` is taken
+/// for `shards:one`.
+#[test]
+fn a_cpu_gets_back_what_it_has_used() {
+    const NAME: &str = "a_cpu_gets_back_what_it_has_used";
+    const COUNT: usize = 2000;
+    // Each time one has to do with what it has, it gets a slab more, until it has enough.
+    const ROUNDS: usize = 400;
+    child::body(NAME, |_| {
+        let Some([one, other]) = two_cpus() else { return child::say("crossed", "none") };
+        // Who used a page last; how many blocks there were, and of these, on a page that the other one used.
+        let (mut users, mut all, mut crossed) = (HashMap::new(), 0, 0);
+        let mut kept = [const { Vec::new() }; 2];
+        for round in 0..ROUNDS {
+            for (cpu, kept) in [one, other].into_iter().zip(&mut kept) {
+                on_cpu(cpu, || {
+                    let blocks = take(COUNT);
+                    let pages: HashSet<_> = blocks.iter().map(|block| block.range().start / PAGE).collect();
+                    for page in pages {
+                        let crosses = users.insert(page, cpu).is_some_and(|user| user != cpu);
+                        if round > ROUNDS / 2 {
+                            all += 1;
+                            crossed += u32::from(crosses);
+                        }
+                    }
+                    // Some stay, so that few slabs are empty: those are for whoever needs memory.
+                    *kept = every(16, blocks);
+                });
+            }
+        }
+        drop(kept);
+        if HEAP.stats().mode == Mode::PerThread {
+            return child::say("crossed", "none");
+        }
+        child::say("crossed", f64::from(crossed) / f64::from(all));
+    });
+    let share = |settings: &str| -> Option<f64> {
+        Child::new(NAME, "").settings(settings).run().succeeded().value("crossed").parse().ok()
+    };
+    let Some(crossed) = share("worker:off,shards:cpu") else {
+        return println!("skipped: a single CPU, or no stacks of CPUs");
+    };
+    let without = share("worker:off,shards:one").expect("there were two CPUs");
+    println!("pages that the other CPU used last: {crossed:.3} of all, {without:.3} with slabs in common");
+    assert!(crossed < 0.5 && without > 0.8, "{crossed} {without}");
+}
+
+/// What a CPU has freed and does not use serves another one, though there is a block in use in every slab: hardly a slab more
+/// is made.
+///
+/// Red if shards lend nothing: in `Slabs::borrow` (`src/slab/central.rs`), return false.
+#[test]
+fn a_quiet_cpu_lends() {
+    const NAME: &str = "a_quiet_cpu_lends";
+    child::body(NAME, |_| {
+        let Some([one, other]) = two_cpus() else { return };
+        let count = (16 << 20) / SIZE;
+        let kept = on_cpu(one, || every(32, take(count)));
+        let slabs = || check(Level::Lists).expect("the heap is whole").slabs;
+        let before = slabs();
+        let taken = on_cpu(other, || take(count * 3 / 4));
+        let (more, bytes) = (slabs().saturating_sub(before), taken.len() * SIZE);
+        println!("{more} bytes of slabs more for {bytes} bytes");
+        assert!(more < bytes / 8, "{more} bytes of slabs more for {bytes} bytes");
+        drop((kept, taken));
+        check(Level::Lists).expect("the heap is whole");
+    });
+    Child::new(NAME, "").settings("worker:off,shards:cpu").run().succeeded();
+}
+
+/// Blocks that go from CPU to CPU, also where memory goes back early, and a child of a fork: the heap is whole, and nothing is lost.
+///
+/// Red if a block is given to a slab that has gone to another shard meanwhile: in `give_each` (`src/slab/bulk.rs`), leave out
+/// the comparison with the slab's shard; or if one goes to another while holes are made in it: in `Central::lend`
+/// (`src/slab/central.rs`), leave out `stay`.
+#[test]
+fn blocks_and_slabs_change_hands() {
+    const NAME: &str = "blocks_and_slabs_change_hands";
+    child::body(NAME, |_| {
+        let cpus = cpus();
+        let (to, from) = std::sync::mpsc::sync_channel::<Vec<Block>>(8);
+        let from = std::sync::Mutex::new(from);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (to, from, cpu) = (to.clone(), &from, cpus[thread % cpus.len()]);
+                scope.spawn(move || {
+                    assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu} can be had");
+                    let mut held: Vec<Vec<Block>> = Vec::new();
+                    for round in 0..common::scaled(300) {
+                        let size = [24, 64, 200, 256, 1000][(round + thread) % 5];
+                        let blocks = (0..300 + 40 * (round % 11)).filter_map(|n| Block::new(size, 8, n as u64));
+                        let blocks = blocks.collect();
+                        match round % 3 {
+                            // Another thread frees them, or this one if nobody takes them.
+                            0 => drop(to.try_send(blocks)),
+                            _ => held.push(blocks),
+                        }
+                        if let Ok(from) = from.try_lock()
+                            && let Ok(blocks) = from.try_recv()
+                        {
+                            blocks.iter().for_each(Block::check);
+                        }
+                        if held.len() > 4 + round % 7 {
+                            held.swap_remove(round % held.len()).iter().for_each(Block::check);
+                        }
+                    }
+                });
+            }
+            // Holes are made in slabs meanwhile, which stay where they are.
+            scope.spawn(|| {
+                for _ in 0..common::scaled(100) {
+                    HEAP.trim();
+                    std::thread::yield_now();
+                }
+            });
+        });
+        drop(from);
+        HEAP.drain(pcpalloc::Drain::All);
+        check(Level::Lists).expect("the heap is whole");
+        // SAFETY: the child does nothing but look, and leaves.
+        match unsafe { libc::fork() } {
+            0 => unsafe { libc::_exit(i32::from(check(Level::Lists).is_err() || take(100).len() != 100)) },
+            child => {
+                let mut status = 0;
+                // SAFETY: the status is valid for the write.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                assert_eq!(status, 0, "the child's heap is whole");
+            }
+        }
+    });
+    for settings in ["shards:cpu", "shards:cpu,high:2m", "shards:cpu,rseq:off"] {
+        Child::new(NAME, "").settings(settings).run().succeeded();
+    }
+}
