@@ -34,8 +34,9 @@ pub(super) fn init(shards: Shards) -> usize {
         groups = groups.max(group + 1);
     };
     match shards {
-        Shards::Auto => sys::each_cpu_of_cache(PER_NODE, note),
-        Shards::One => {}
+        // A machine of one CPU is not asked.
+        Shards::Auto if possible > 1 => sys::each_cpu_of_cache(PER_NODE, note),
+        Shards::Auto | Shards::One => {}
         Shards::Cpu => (0..cpus()).for_each(|cpu| note(cpu, cpu % PER_NODE)),
     }
     shard::init(groups);

@@ -75,7 +75,8 @@ pub(crate) const REGION_BYTES: usize = Region::BYTES;
 #[cfg(feature = "debug")]
 pub(crate) const CPU_BYTES: [usize; 4] = [Region::PARTS[0], Region::PARTS[1], Region::PARTS[2], regions::CPU_BUDGET];
 
-/// Chooses the mode and learns the machine, whose CPUs have shards by `shards`. Called once, before anything else here but [`pop`] and [`push`].
+/// Chooses the mode and learns the machine, whose CPUs have shards by `shards`. Called once, before anything else here but
+/// [`pop`] and [`push`].
 /// `membarrier`: whether the kernel may be asked for fences.
 pub(crate) fn init(rseq: Rseq, membarrier: bool, shards: Shards) {
     let possible = cpus::init(shards);

@@ -18,8 +18,8 @@ pub(crate) enum ChargeError {
     Unreachable,
 }
 
-/// Sets how many blocks of `class` a region's reserve holds, and fills it from `shard`. `stop`, which may refuse, keeps everybody from
-/// the reserve until `start`.
+/// Sets how many blocks of `class` a region's reserve holds, and fills it from `shard`. `stop`, which may refuse, keeps
+/// everybody from the reserve until `start`.
 pub(super) fn set_charge(
     region: &Region,
     class: usize,

@@ -38,7 +38,8 @@ pub(crate) fn take_bulk_counted(shard: usize, class: usize, out: &mut [usize]) -
     (take_partial(&mut slabs, fixed, out), slabs.counts.out * shard::per_node())
 }
 
-/// As [`alloc_bulk`]; returns also how many blocks of the class the shard has handed out, these among them.
+/// As [`alloc_bulk`]; returns also how many blocks of the class the node has handed out, these among them, if its shards are all
+/// alike.
 pub(crate) fn alloc_bulk_counted(shard: usize, class: usize, out: &mut [usize]) -> (usize, usize) {
     let node = shard::node_of(shard);
     let fixed = &CLASS[class];
@@ -347,7 +348,7 @@ pub(crate) fn is_out(class: usize, address: usize) -> bool {
             break slabs;
         }
     };
-    // SAFETY: as in `free_bulk`.
+    // SAFETY: as in `give_each`.
     let slab = unsafe { &mut *zone.descriptors(first).cast::<Slab>() };
     slab.is_out(fixed, address - sys::addr(zone.address_of(first)))
 }

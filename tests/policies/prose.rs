@@ -243,7 +243,7 @@ fn settings_are_taken() {
     let message = tree::read("src/control/config.rs");
     let names =
         message.split("\"there are ").nth(1).and_then(|rest| rest.split('"').next()).expect("a list of settings");
-    let names: HashSet<&str> = names.split(", ").flat_map(|name| name.split(" and ")).collect();
+    let names: HashSet<&str> = names.split_whitespace().collect();
     let mut named: HashSet<&str> = rows.iter().filter_map(|row| row.split(':').next()).collect();
     for setting in ["profile", "profile_to"] {
         named.extend(tuning.contains(&format!("\n| `{setting}:")).then_some(setting));

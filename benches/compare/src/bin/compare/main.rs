@@ -8,6 +8,7 @@
 //! once, and in as many rounds as there are allocators each has another one before it (`order.rs`). What is reported is the
 //! median over the rounds: a machine that is disturbed for a while disturbs all of them.
 
+mod distance;
 mod machine;
 mod options;
 mod order;
@@ -69,6 +70,8 @@ fn compare(options: &Options) -> Result<(), String> {
             Suite::Workloads => suite::workloads(options, &variants)?,
             Suite::Latency => suite::latency(options, &variants)?,
         };
+        let mut machine = machine.clone();
+        machine.extend(distance::take_seen().map(|seen| ("a line between two CPUs and back", seen)));
         let page = table::page(options, suite, &machine, &results, &skipped);
         println!("{page}");
         let directory = Path::new(HOME).join(if options.smoke { "target/smoke" } else { "results" });

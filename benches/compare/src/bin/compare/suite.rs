@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::distance;
 use crate::options::{Options, matches};
 use crate::order::turns;
 use crate::variant::Variant;
@@ -104,6 +105,7 @@ fn rounds(
     let mut runs = vec![Vec::new(); variants.len()];
     for round in 0..options.rounds {
         let args = &args(round);
+        distance::look();
         for number in turns(round, variants.len()) {
             let lines = match variants[number].run(program, args) {
                 Ok(lines) => lines,
