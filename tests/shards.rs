@@ -160,7 +160,11 @@ fn blocks_and_slabs_change_hands() {
         check(Level::Lists).expect("the heap is whole");
         // SAFETY: the child does nothing but look, and leaves.
         match unsafe { libc::fork() } {
-            0 => unsafe { libc::_exit(i32::from(check(Level::Lists).is_err() || take(100).len() != 100)) },
+            0 => {
+                let wrong = check(Level::Lists).is_err() || take(100).len() != 100;
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(i32::from(wrong)) }
+            }
             child => {
                 let mut status = 0;
                 // SAFETY: the status is valid for the write.
