@@ -71,11 +71,10 @@ fn give_back(blocks: &mut Vec<NonNull<u8>>, layout: Layout) {
 fn the_floor_is_left_to_others() {
     // Alone in a process: it counts every refill there is.
     if child::role().is_none() {
-        // The harness's own thread may be preempted on this CPU while it is at the stacks' book, and then nothing grows.
-        let mut outcomes = (0..3).map(|_| child::run_plain("the_floor_is_left_to_others", "counts"));
-        let passed = outcomes.by_ref().find(|outcome| outcome.status.success());
-        let outcome = passed.unwrap_or_else(|| child::run_plain("the_floor_is_left_to_others", "counts"));
-        return child::assert_passed(&outcome);
+        // Threads of the harness may disturb a count, but not each time.
+        let run = || child::run_plain("the_floor_is_left_to_others", "counts");
+        let passed = (0..2).map(|_| run()).find(|outcome| outcome.status.success());
+        return child::assert_passed(&passed.unwrap_or_else(run));
     }
     let layout = layout(640);
     on_cpu(0, || {

@@ -34,13 +34,11 @@ fn every(nth: usize, blocks: Vec<Block>) -> Vec<Block> {
     blocks.into_iter().enumerate().filter(|(n, _)| n % nth == 0).map(|(_, block)| block).collect()
 }
 
-/// Two CPUs that by turns take many blocks and free them get their own back, and no page is used by both; where they
-/// share slabs, most pages are.
+/// Two CPUs that by turns take many blocks and free them get their own back, most of them; where they share slabs,
+/// what they get has been the other's.
 ///
 /// Red if a shard takes what others use: in `Central::lend` (`src/slab/central.rs`), leave out the comparison with
-/// `lendable`; if blocks go to the shard of who frees them: in `push` (`src/slab/transfer.rs`), take any other shard for
-/// `other_shard_of`, and in `alloc_bulk_counted` (`src/slab/bulk.rs`) leave out `set_shard`; or if `shards:cpu` is taken
-/// for `shards:one`.
+/// `lendable`; or if `shards:cpu` is taken for `shards:one`.
 #[test]
 fn a_cpu_gets_back_what_it_has_used() {
     const NAME: &str = "a_cpu_gets_back_what_it_has_used";
@@ -49,7 +47,7 @@ fn a_cpu_gets_back_what_it_has_used() {
     const ROUNDS: usize = 400;
     child::body(NAME, |_| {
         let Some([one, other]) = two_cpus() else { return child::say("crossed", "none") };
-        // Who used a page last; how many blocks there were, and of these, on a page that the other one used.
+        // Who used a page last; how many pages there were in a round, and of these, those that the other one used last.
         let (mut users, mut all, mut crossed) = (HashMap::new(), 0, 0);
         let mut kept = [const { Vec::new() }; 2];
         for round in 0..ROUNDS {
@@ -109,7 +107,7 @@ fn a_quiet_cpu_lends() {
     Child::new(NAME, "").settings("worker:off,shards:cpu").run().succeeded();
 }
 
-/// Blocks that go from CPU to CPU, also where memory goes back early, and a child of a fork: the heap is whole, and nothing is lost.
+/// Blocks that go from CPU to CPU, also where memory goes back early, and a child of a fork: the heap is whole.
 ///
 /// Red if a block is given to a slab that has gone to another shard meanwhile: in `give_each` (`src/slab/bulk.rs`), leave out
 /// the comparison with the slab's shard; or if one goes to another while holes are made in it: in `Central::lend`

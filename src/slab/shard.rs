@@ -1,6 +1,6 @@
 //! Shards: groups of CPUs that have slabs of their own.
 //!
-//! A block that one CPU frees and another one allocates brings its cache lines across, which takes as long as fifty
+//! A block that one CPU frees and another one allocates brings its cache lines across, which takes as long as dozens of
 //! allocations where the two share no cache. So slabs of a class are not one pool for all CPUs: each belongs to a shard, a
 //! block goes back to its slab, whoever frees it, and CPUs are refilled from slabs of their own shard, under a lock of
 //! their own. (Allocators with heaps of threads come to the same by other means. TCMalloc divides what lies between its caches
@@ -37,7 +37,8 @@ pub enum Shards {
     Cpu,
 }
 
-/// Most shards of a node. Of a group more than that, the CPUs are with those of another.
+/// Most shards of a node. Where there are more groups of CPUs, every sixteenth has the same ones: those of another node, if the
+/// CPUs of a node have consecutive numbers.
 pub(crate) const PER_NODE: usize = 16;
 /// All shards that there may be: those of a node have consecutive numbers.
 pub(crate) const SHARDS: usize = sys::MAX_NODES * PER_NODE;

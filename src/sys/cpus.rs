@@ -118,9 +118,9 @@ pub(crate) fn each_cpu_of_node(mut each: impl FnMut(usize, usize)) {
     }
 }
 
-/// Calls `each` with every processor that is online and the number of the third-level cache that it has, of `most` at most:
-/// they are numbered in the order of their first processors. With none where the system says nothing of caches.
-pub(crate) fn each_cpu_of_cache(most: usize, each: impl FnMut(usize, usize)) {
+/// Calls `each` with every processor that is online and the number of the third-level cache that it has: they are numbered in
+/// the order of their first processors, modulo `numbers`. With none where the system says nothing of caches.
+pub(crate) fn each_cpu_of_cache(numbers: usize, each: impl FnMut(usize, usize)) {
     let mut online = [0; 1024];
     let online = read_file(c"/sys/devices/system/cpu/online", &mut online);
     let sharers = |cpu: usize, buffer: &mut [u8]| {
@@ -128,7 +128,7 @@ pub(crate) fn each_cpu_of_cache(most: usize, each: impl FnMut(usize, usize)) {
         path.text("/sys/devices/system/cpu/cpu").decimal(cpu).text("/cache/index3/shared_cpu_list\0");
         CStr::from_bytes_with_nul(path.as_bytes()).map_or(0, |path| read_file(path, buffer).len())
     };
-    group_by_cache(online, sharers, most, each);
+    group_by_cache(online, sharers, numbers, each);
 }
 
 /// As [`each_cpu_of_cache`]; `sharers` writes who has a processor's cache, as a kernel list, and returns the bytes. It is asked
@@ -136,7 +136,7 @@ pub(crate) fn each_cpu_of_cache(most: usize, each: impl FnMut(usize, usize)) {
 fn group_by_cache(
     online: &[u8],
     mut sharers: impl FnMut(usize, &mut [u8]) -> usize,
-    most: usize,
+    numbers: usize,
     mut each: impl FnMut(usize, usize),
 ) {
     const BITS: usize = u64::BITS as usize;
@@ -144,7 +144,7 @@ fn group_by_cache(
     let mut count = 0;
     ranges(online, |first, last| {
         for cpu in first..=last.min(MAX_CPUS - 1) {
-            if known[cpu / BITS] >> (cpu % BITS) & 1 != 0 || count == most {
+            if known[cpu / BITS] >> (cpu % BITS) & 1 != 0 {
                 continue;
             }
             let mut buffer = [0; 1024];
@@ -153,7 +153,7 @@ fn group_by_cache(
             ranges(&buffer[..len], |first, last| {
                 for sharer in first..=last.min(MAX_CPUS - 1) {
                     known[sharer / BITS] |= 1 << (sharer % BITS);
-                    each(sharer, count);
+                    each(sharer, count % numbers);
                     is_there |= sharer == cpu;
                 }
             });
@@ -253,13 +253,13 @@ mod tests {
     }
 
     /// Processors that have a cache in common are of one number, also where threads of a core are numbered far apart; one that
-    /// the system says nothing of has none, and beyond the last number there are none.
+    /// the system says nothing of has none, and beyond the last number they begin anew.
     ///
     /// Red if a cache's list is read for the processor alone: in `group_by_cache`, call `each` with `cpu` in place of `sharer`;
-    /// if it is read once more for the next one: leave out `known`; or without the comparison with `most`.
+    /// if it is read once more for the next one: leave out `known`; or if numbers go on: leave out `% numbers`.
     #[test]
     fn caches_are_told_apart() {
-        fn groups(online: &str, caches: &[&str], most: usize) -> (Vec<(usize, usize)>, usize) {
+        fn groups(online: &str, caches: &[&str], numbers: usize) -> (Vec<(usize, usize)>, usize) {
             let (mut found, mut asked) = (Vec::new(), 0);
             let sharers = |cpu: usize, buffer: &mut [u8]| {
                 asked += 1;
@@ -272,7 +272,7 @@ mod tests {
                 buffer[..list.len()].copy_from_slice(list);
                 list.len()
             };
-            group_by_cache(online.as_bytes(), sharers, most, |cpu, group| found.push((cpu, group)));
+            group_by_cache(online.as_bytes(), sharers, numbers, |cpu, group| found.push((cpu, group)));
             found.sort_unstable();
             (found, asked)
         }
@@ -281,6 +281,6 @@ mod tests {
         assert_eq!(groups("0-7\n", &["0-1,4-5\n", "2-3,6-7\n"], 16), (pairs(&[0, 0, 1, 1, 0, 0, 1, 1]), 2));
         assert_eq!(groups("0-3\n", &[], 16), (Vec::new(), 4));
         assert_eq!(groups("0,2-3\n", &["0\n", "3\n"], 16).0, [(0, 0), (3, 1)]);
-        assert_eq!(groups("0-3\n", &["0\n", "1\n", "2\n", "3\n"], 2), (pairs(&[0, 1]), 2));
+        assert_eq!(groups("0-3\n", &["0\n", "1\n", "2\n", "3\n"], 2), (pairs(&[0, 1, 0, 1]), 4));
     }
 }
