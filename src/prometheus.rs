@@ -127,6 +127,7 @@ fn write_counters(text: &mut Text<impl Write>) -> fmt::Result {
         ("zone_growths_total", "Times a zone was made larger.", &COUNTERS.growths),
         ("populated_bytes_total", "Memory given to free pages ahead of use.", &COUNTERS.populated),
         ("released_bytes_total", "Memory given back to the system.", &COUNTERS.released),
+        ("refaulted_bytes_total", "Memory above a mark that was given back and taken again soon.", &COUNTERS.refaulted),
         ("stalls_total", "Times everything cached was brought together, nothing else being left.", &COUNTERS.stalls),
         ("reliefs_total", "Times free memory was given back because memory was short.", &COUNTERS.reliefs),
     ];

@@ -255,7 +255,7 @@ fn what_is_kept_is_bounded() {
     child::body(NAME, |case| {
         let sizes = |size: usize, count: usize| (0..count).map(|_| take(size)).collect::<Vec<_>>();
         let freed = |size: usize, count: usize| sizes(size, count).into_iter().for_each(|block| free(block, size));
-        let bound = match case {
+        let mut bound = match case {
             "high" => 16 * MIB,
             _ => KEPT,
         };
@@ -263,7 +263,9 @@ fn what_is_kept_is_bounded() {
             freed(size, count);
             assert!(kept() <= bound, "{} KiB are kept of {count} times {size}", kept() / KIB);
             if case == "default" {
-                assert!(kept() >= bound / 4, "{} KiB are kept of {count} times {size}", kept() / KIB);
+                assert!(kept() >= KEPT / 4, "{} KiB are kept of {count} times {size}", kept() / KIB);
+                // What has gone back and is taken again is kept the next time, with what is in use as much as was.
+                bound = bound.max(count * (size + 2 * PAGE));
             }
             check(Level::Blocks).expect("the totals agree");
         }

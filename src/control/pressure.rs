@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use super::drain::{Drain, drain};
 use crate::percpu;
 use crate::slab::{holes, retire, transfer};
-use crate::zone::{COUNTERS, MARKS, free_resident, release};
+use crate::zone::{COUNTERS, MARKS, free_resident, refault, release};
 
 /// Less than this is not worth fencing every CPU for.
 const NEGLIGIBLE: usize = 512 << 10;
@@ -26,6 +26,8 @@ pub(super) fn relieve() -> usize {
         return 0;
     }
     COUNTERS.reliefs.fetch_add(1, Ordering::Relaxed);
+    refault::ZONES.forget();
+    refault::MAPPINGS.forget();
     drain(Drain::All);
     retire::retire_all();
     let released = release(usize::MAX) + holes::punch_all();

@@ -166,6 +166,7 @@ impl fmt::Display for VmStat {
             ("pgpopulate", count(&COUNTERS.populated) / PAGE),
             ("mapping_reuse", count(&COUNTERS.reused)),
             ("pgrelease", count(&COUNTERS.released) / PAGE),
+            ("workingset_refault", count(&COUNTERS.refaulted) / PAGE),
             ("allocstall", count(&COUNTERS.stalls)),
             ("relief", count(&COUNTERS.reliefs)),
         ];

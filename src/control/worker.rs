@@ -25,7 +25,7 @@ use super::watch::Watcher;
 use crate::percpu;
 use crate::slab::{empty, holes, retire, transfer};
 use crate::sys;
-use crate::zone::{BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping_cache, nodes, release_from_zones};
+use crate::zone::{BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping, mapping_cache, nodes, refault, release_from_zones};
 
 const TICK: Duration = Duration::from_millis(250);
 const TICKS_PER_SECOND: u32 = 4;
@@ -147,12 +147,14 @@ extern "C" fn run() {
 /// Where memory is populated, it is by whole free blocks, so that none is handed out that faults after all; the high
 /// mark is kept to within the largest.
 fn balance() -> bool {
-    let excess = mapping_cache::shrink_to(MARKS.mappings_kept());
+    let excess = mapping_cache::shrink_to(MARKS.mappings_kept(0));
     let (free, low, high) = (free_in_zones(), MARKS.low.load(Ordering::Relaxed), MARKS.high_now());
     let tolerated = if low > 0 { high.saturating_add(RUN_MAX) } else { high };
     if free + empty::bytes() > tolerated {
         retire::retire_all();
-        return excess + release_from_zones(free_in_zones().saturating_sub(high)) > 0;
+        let released = release_from_zones(free_in_zones().saturating_sub(high));
+        refault::ZONES.gave(released);
+        return excess + released > 0;
     }
     if low == 0 {
         return excess > 0;
@@ -184,6 +186,9 @@ fn give_back_unused() -> bool {
     };
     let mut may_go = free_in_zones().saturating_sub(keep);
     let mut released = mapping_cache::release_unused();
+    refault::MAPPINGS.second_passed(released);
+    mapping::second_passed();
+    let mut unused = 0;
     for zone in zones() {
         let surplus = zone.take_surplus();
         // What came out of the stacks and of empty slabs just now has not been used for a second, either; in which zone
@@ -195,8 +200,10 @@ fn give_back_unused() -> bool {
             may_go = may_go.saturating_sub(gone);
             retired = retired.saturating_sub(gone);
             released += gone;
+            unused += gone;
         }
     }
+    refault::ZONES.second_passed(unused);
     let punched = holes::punch_unused(still);
     idle.bytes > 0 || released > 0 || punched > 0
 }

@@ -10,6 +10,8 @@ pub(crate) struct Counters {
     pub(crate) populated: AtomicUsize,
     /// Bytes given back to the system.
     pub(crate) released: AtomicUsize,
+    /// Of these, bytes above a bound that were taken again soon.
+    pub(crate) refaulted: AtomicUsize,
     /// Times a block was given, or grew into, a mapping that was kept.
     pub(crate) reused: AtomicUsize,
     /// Times everything cached was brought together because nothing was left.
@@ -22,6 +24,7 @@ pub(crate) static COUNTERS: Counters = Counters {
     growths: AtomicUsize::new(0),
     populated: AtomicUsize::new(0),
     released: AtomicUsize::new(0),
+    refaulted: AtomicUsize::new(0),
     reused: AtomicUsize::new(0),
     stalls: AtomicUsize::new(0),
     reliefs: AtomicUsize::new(0),

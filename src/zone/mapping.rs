@@ -10,7 +10,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::huge;
+use super::{huge, refault};
 use super::mapping_cache::{self, MAPPED, Origin, Piece};
 use super::{BELL, MARKS, Zone};
 use crate::latency::{self, SlowPath};
@@ -24,13 +24,29 @@ pub(crate) fn bytes() -> usize {
     MAPPED.load(Ordering::Relaxed).saturating_sub(mapping_cache::bytes())
 }
 
+/// The most of them in this second and in the one before. Relaxed throughout: what decides how much is kept is a guess.
+static MOST: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// Bytes fewer in mappings that hold a block than there were in this second or the one before.
+pub(super) fn below_most() -> usize {
+    let [now, before] = &MOST;
+    now.load(Ordering::Relaxed).max(before.load(Ordering::Relaxed)).saturating_sub(bytes())
+}
+
+/// A second has passed.
+pub(crate) fn second_passed() {
+    let [now, before] = &MOST;
+    before.store(now.swap(bytes(), Ordering::Relaxed), Ordering::Relaxed);
+}
+
 /// Has mappings grow by so many bytes, by what `f` does, for a block of `size`. They are counted before it is looked whether
 /// that may be: of several who ask at once and are too many together, none is overlooked.
 fn grow<R>(bytes: usize, size: usize, f: impl FnOnce() -> Option<R>) -> Option<R> {
     MAPPED.fetch_add(bytes, Ordering::Relaxed);
     let grown = if MARKS.admits(0, size) { f() } else { None };
-    if grown.is_none() {
-        MAPPED.fetch_sub(bytes, Ordering::Relaxed);
+    match grown {
+        Some(_) => refault::MAPPINGS.took(bytes),
+        None => _ = MAPPED.fetch_sub(bytes, Ordering::Relaxed),
     }
     grown
 }
@@ -217,7 +233,8 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
             sys::advise_huge(start, len, false);
         }
         MAPPINGS.fetch_sub(1, Ordering::Relaxed);
-        mapping_cache::put(Piece { start, len, origin }, MARKS.mappings_kept());
+        MOST[0].fetch_max(bytes(), Ordering::Relaxed);
+        mapping_cache::put(Piece { start, len, origin }, MARKS.mappings_kept(len));
         BELL.freed(mapping_cache::bytes());
     }
 }

@@ -15,7 +15,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use super::{COUNTERS, RUN_MAX};
+use super::{COUNTERS, RUN_MAX, refault};
 use crate::lock::Lock;
 use crate::sys;
 
@@ -121,7 +121,10 @@ pub(super) fn put(piece: Piece, bound: usize) {
         return unmap(piece);
     }
     let (kept, rest) = piece.cut(bound);
-    rest.into_iter().for_each(unmap);
+    if let Some(rest) = rest {
+        refault::MAPPINGS.gave(rest.len);
+        unmap(rest);
+    }
     let Some(kept) = kept else { return };
     shrink_to(bound - kept.len);
     // A second time if the table is full and its oldest has gone; a third time others are as fast.
@@ -185,7 +188,9 @@ pub(crate) fn release(bytes: usize) -> usize {
 /// Gives back what exceeds `bound`; returns how much.
 pub(crate) fn shrink_to(bound: usize) -> usize {
     let excess = bytes().saturating_sub(bound);
-    if excess > 0 { release(excess) } else { 0 }
+    let released = if excess > 0 { release(excess) } else { 0 };
+    refault::MAPPINGS.gave(released);
+    released
 }
 
 /// Gives back what has lain here since this was last called; returns how much.

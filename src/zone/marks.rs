@@ -4,7 +4,7 @@
 use core::ops::Deref;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
-use super::{META, mapping_cache, nodes};
+use super::{META, mapping, mapping_cache, nodes, refault};
 
 /// A number that many CPUs write, in a cache line of its own: nobody waits for it who only wants what lies beside it.
 #[repr(align(64))]
@@ -101,19 +101,25 @@ impl Marks {
         self.expediter.store(expediter as *mut (), Ordering::Release);
     }
 
-    /// The high mark in force: as set, or an eighth of what is resident, but 32 MiB at least.
+    /// The high mark in force: as set, or an eighth of what is resident, but 32 MiB at least, and more where that has proven
+    /// too little.
     pub(crate) fn high_now(&self) -> usize {
         match self.high.load(Ordering::Relaxed) {
-            0 => (resident() / 8).max(32 << 20),
+            0 => (resident() / 8).max(32 << 20) + refault::ZONES.raised().min(self.headroom()),
             high => high,
         }
     }
 
-    /// Most bytes of freed mappings that are kept: 64 MiB, or an eighth of what is resident; no more than a high mark that
-    /// is set leaves to them, and none that would bring the heap near its limit.
-    pub(crate) fn mappings_kept(&self) -> usize {
+    /// Most bytes of freed mappings that are kept, when `freed` of those in use now are free: 64 MiB, or an eighth of what is
+    /// resident; more where that has proven too little, up to what was in use lately. No more than a high mark that is set
+    /// leaves to them, and none that would bring the heap near its limit.
+    pub(crate) fn mappings_kept(&self, freed: usize) -> usize {
         let bound = match self.high.load(Ordering::Relaxed) {
-            0 => (resident() / 8).max(64 << 20),
+            0 => {
+                let bound = (resident() / 8).max(64 << 20);
+                let raised = bound + refault::MAPPINGS.raised();
+                raised.min(mapping::below_most() + freed).max(bound)
+            }
             high => high.saturating_sub(free_in_zones()),
         };
         if self.is_limited() { bound.min(self.headroom().saturating_add(mapping_cache::bytes())) } else { bound }

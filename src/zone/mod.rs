@@ -21,6 +21,7 @@ mod shadow;
 
 pub(crate) mod mapping;
 pub(crate) mod mapping_cache;
+pub(crate) mod refault;
 
 pub(crate) use bell::BELL;
 pub(crate) use buddy::{MAX_ORDER, Purpose};

@@ -10,6 +10,7 @@ use super::counters::COUNTERS;
 use super::huge;
 use super::mapping_cache;
 use super::marks::MARKS;
+use super::refault;
 use super::reservation::Zone;
 use crate::latency::{self, SlowPath};
 use crate::lock::Lock;
@@ -142,6 +143,7 @@ impl Node {
                     ahead = false;
                     run.zone.free(run.page, pages, 0);
                     run.zone.populate_unit();
+                    refault::ZONES.took(PAGE << huge::UNIT_ORDER);
                     continue;
                 }
                 let run = Run { grows: run.grows || !ahead, ..run };
@@ -150,6 +152,7 @@ impl Node {
                     run.zone.free(run.page, pages, 0);
                     return None;
                 }
+                refault::ZONES.took(((pages - run.warm) as usize) << PAGE_SHIFT);
                 return Some(run);
             }
             if make_room() {

@@ -1,0 +1,86 @@
+//! How much of what was given back for being above a bound has been taken from the system again soon after.
+//!
+//! ```text
+//! above the bound:        what goes back is noted
+//! memory is taken:        as much as was noted should have stayed: the bound is raised by it
+//! once a second:          of what is noted, half is forgotten; what was kept and not used lowers the bound by as much
+//! ```
+//!
+//! A program that frees a gigabyte in every turn of a loop, and takes it again, has most of it given back in the first turn
+//! and keeps it from then on, until it goes quiet; one that does so once has it given back at once. After the kernel's
+//! refaults (`mm/workingset.c`): a page that comes back soon says how much memory would have kept it.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{COUNTERS, resident};
+
+/// Less than this is forgotten altogether.
+const NEGLIGIBLE: usize = 1 << 20;
+
+/// What has come back to one kind of free memory. Relaxed throughout: what two threads do at once may be counted once, and
+/// either is a guess at what the program will do next.
+pub(crate) struct Refaults {
+    /// Bytes that went back for the bound, and have not been taken again.
+    given: AtomicUsize,
+    /// Bytes by which the bound is raised.
+    raised: AtomicUsize,
+}
+
+/// Of free pages of zones.
+pub(crate) static ZONES: Refaults = Refaults::new();
+
+/// Of freed mappings.
+pub(crate) static MAPPINGS: Refaults = Refaults::new();
+
+impl Refaults {
+    const fn new() -> Refaults {
+        Refaults { given: AtomicUsize::new(0), raised: AtomicUsize::new(0) }
+    }
+
+    /// So many bytes have gone back because they were above the bound.
+    pub(crate) fn gave(&self, bytes: usize) {
+        if bytes > 0 {
+            self.given.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// So many bytes were taken from the system.
+    #[inline]
+    pub(super) fn took(&self, bytes: usize) {
+        let given = self.given.load(Ordering::Relaxed);
+        if given > 0 && bytes > 0 {
+            self.regret(given, given.min(bytes));
+        }
+    }
+
+    /// Some of what has gone back should have stayed. More than there is cannot be kept.
+    #[cold]
+    fn regret(&self, given: usize, bytes: usize) {
+        self.given.store(given - bytes, Ordering::Relaxed);
+        let raised = self.raised.load(Ordering::Relaxed).saturating_add(bytes).min(resident());
+        self.raised.store(raised, Ordering::Relaxed);
+        COUNTERS.refaulted.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes by which the bound is raised. (Where there is no worker to give back what nobody uses, whoever frees gives back
+    /// what exceeds the mark that is not raised: nothing is noted there, of pages.)
+    pub(super) fn raised(&self) -> usize {
+        self.raised.load(Ordering::Relaxed)
+    }
+
+    /// A second has passed, in which so many bytes that were kept were not used.
+    pub(crate) fn second_passed(&self, unused: usize) {
+        let given = self.given.load(Ordering::Relaxed);
+        if given > 0 {
+            self.given.store(if given < NEGLIGIBLE { 0 } else { given / 2 }, Ordering::Relaxed);
+        }
+        let raised = self.raised.load(Ordering::Relaxed);
+        self.raised.store(raised.saturating_sub(unused), Ordering::Relaxed);
+    }
+
+    /// Memory is short: the bound is not raised any more.
+    pub(crate) fn forget(&self) {
+        self.given.store(0, Ordering::Relaxed);
+        self.raised.store(0, Ordering::Relaxed);
+    }
+}

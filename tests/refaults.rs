@@ -1,0 +1,131 @@
+//! A program that takes again what was given back for being too much keeps it, and gives it back when it goes quiet.
+
+#![cfg(not(any(loom, pcpalloc_twin)))]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::time::{Duration, Instant};
+
+use common::block::{free, take};
+use common::child::{self, Child, say};
+use common::memory::{page_faults, resident, resident_below, vmstat};
+use common::{HEAP, MIB, PAGE};
+use pcpalloc::PcpAlloc;
+
+#[global_allocator]
+static GLOBAL: PcpAlloc = PcpAlloc::new();
+
+/// What may be missing or more for other reasons than those tried here.
+const SLACK: usize = 16 * MIB;
+
+fn kept() -> usize {
+    vmstat("nr_mapped_free") * PAGE
+}
+
+/// Takes `count` blocks, writes to every page of each, and frees them all.
+fn turn(count: usize, size: usize) {
+    let blocks: Vec<*mut u8> = (0..count).map(|_| take(size)).collect();
+    for &block in &blocks {
+        // SAFETY: the block is as long, and ours.
+        (0..size).step_by(PAGE).for_each(|at| unsafe { block.add(at).write(at as u8) });
+    }
+    blocks.into_iter().for_each(|block| free(block, size));
+}
+
+/// 256 MiB in mappings, over and over: the first turn and the second take page faults, and no other does. Then all of it goes
+/// back by itself.
+///
+/// Controls: have `Refaults::raised` in `src/zone/refault.rs` return 0, or leave `took` out of `grow` in
+/// `src/zone/mapping.rs`: 49,000 faults in each turn. Leave `release_unused` out of `src/control/worker.rs`: it stays.
+#[test]
+fn mappings_that_are_taken_again_are_kept() {
+    const NAME: &str = "mappings_that_are_taken_again_are_kept";
+    child::body(NAME, |_| {
+        turn(1, 5 * MIB);
+        let start = resident();
+        turn(4, 64 * MIB);
+        assert!(kept() < 64 * MIB + SLACK, "{} MiB are kept the first time", kept() / MIB);
+        turn(4, 64 * MIB);
+        let before = page_faults();
+        (0..4).for_each(|_| turn(4, 64 * MIB));
+        say("faults", page_faults() - before);
+        say("refaults", vmstat("workingset_refault") * PAGE / MIB);
+        say("rest", resident_below(start + SLACK).1 - start.min(resident()));
+    });
+    let outcome = Child::new(NAME, "").run().succeeded();
+    assert!(outcome.number("faults") < 2000, "{outcome:?}");
+    assert!((150..400).contains(&outcome.number("refaults")), "{outcome:?}");
+    assert!(outcome.number("rest") < SLACK, "{outcome:?}");
+}
+
+/// 192 MiB in runs of pages, for as long as the worker takes to look at them several times: what it gives back at first is
+/// taken again, and then it gives nothing back until the program is done with it.
+///
+/// Controls: have `Refaults::raised` return 0, or leave `took` out of `Node::alloc` (`src/zone/node.rs`): half a gigabyte is
+/// given back in these two seconds, and more.
+#[test]
+fn pages_that_are_taken_again_are_kept() {
+    const NAME: &str = "pages_that_are_taken_again_are_kept";
+    child::body(NAME, |_| {
+        let start = resident();
+        let work = |time: Duration| {
+            let began = Instant::now();
+            while began.elapsed() < time {
+                turn(48, 4 * MIB);
+                // Free for most of the time, so that the worker finds it free.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        };
+        work(Duration::from_secs(2));
+        let before = vmstat("pgrelease");
+        work(Duration::from_secs(2));
+        say("released", (vmstat("pgrelease") - before) * PAGE / MIB);
+        say("rest", resident_below(start + SLACK).1.saturating_sub(start));
+    });
+    let outcome = Child::new(NAME, "").run().succeeded();
+    assert!(outcome.number("released") < 192, "{outcome:?}");
+    assert!(outcome.number("rest") < SLACK, "{outcome:?}");
+}
+
+/// A high mark that is set is not raised, nor the one of its own that a heap keeps without a worker.
+///
+/// Controls: add what is raised to marks that are set, in `high_now` or in `mappings_kept` (`src/zone/marks.rs`); have
+/// `release_excess` in `src/zone/bell.rs` return at once.
+#[test]
+fn a_bound_that_is_set_stands() {
+    const NAME: &str = "a_bound_that_is_set_stands";
+    child::body(NAME, |most| {
+        for _ in 0..5 {
+            turn(4, 64 * MIB);
+            turn(32, 4 * MIB);
+        }
+        let most = most.parse::<usize>().expect("MiB") * MIB;
+        let free = |_| HEAP.stats().free_resident;
+        // The worker has a quarter of a second to see to it.
+        let least = (0..100).map(|_| std::thread::sleep(Duration::from_millis(10))).map(free).min();
+        assert!(least.is_some_and(|free| free <= most + SLACK), "{} MiB are free", least.unwrap_or(0) / MIB);
+    });
+    Child::new(NAME, "80").settings("high:80m").run().succeeded();
+    Child::new(NAME, "64").settings("worker:off").run().succeeded();
+}
+
+/// Blocks that no kept mapping serves, for their alignment, do not have ever more of them kept: what is kept and what is in
+/// use are no more together than what was in use.
+///
+/// Control: leave `below_most` out of `mappings_kept` (`src/zone/marks.rs`): 1 GiB is kept.
+#[test]
+fn no_more_is_kept_than_was_in_use() {
+    const NAME: &str = "no_more_is_kept_than_was_in_use";
+    child::body(NAME, |_| {
+        let layout = Layout::from_size_align(100 * MIB, 2 * MIB).expect("a layout");
+        let most = (0..20).map(|_| {
+            // SAFETY: the layout is not of size 0, and the block is freed with it.
+            unsafe { HEAP.dealloc(HEAP.alloc(layout), layout) };
+            kept()
+        });
+        say("kept", most.max().map_or(0, |kept| kept / MIB));
+    });
+    let outcome = Child::new(NAME, "").run().succeeded();
+    assert!((90..110).contains(&outcome.number("kept")), "{outcome:?}");
+}
