@@ -32,7 +32,8 @@ pub struct Watermarks {
     pub low: usize,
     /// More than this is given back to the system within a fraction of a second, whether it is in use now and
     /// then or not. 0 follows the heap's size: an eighth of what is resident, but at least 32 MiB; of freed blocks
-    /// beyond 4 MiB, as much again, and at least 64 MiB. A quarter of it at most, and 16 MiB, may be slabs that wait for
+    /// beyond 4 MiB, as much again, and at least 64 MiB; and more where what went back for it is taken again within about a
+    /// second, until it is not used any more. A quarter of it at most, and 16 MiB, may be slabs that wait for
     /// the sizes that were freed to be asked for again. Where `low` is 0, what has not been used for a second is given
     /// back in any case, down to `min`. Where it is set, what exceeds `high` is, to within 4 MiB.
     #[doc(alias = "WMARK_HIGH")]

@@ -3,7 +3,7 @@
 //! ```text
 //! sleep until a zone has free memory worth a look (or a mark was set)
 //! while there is something to watch, four times a second:
-//!     free > high:            give back what exceeds it
+//!     free > high:            give back what exceeds it (taken again soon, it raises the mark: `zone/refault.rs`)
 //!     once a second:          retire empty slabs that were not needed all second long; give back what was free as long
 //!                             (with a low mark: down to high), also of slabs in use
 //!                             empty the stacks of CPUs that did nothing all second long; if nobody did anything, give
@@ -25,7 +25,9 @@ use super::watch::Watcher;
 use crate::percpu;
 use crate::slab::{empty, holes, retire, transfer};
 use crate::sys;
-use crate::zone::{BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping, mapping_cache, nodes, refault, release_from_zones};
+use crate::zone::{
+    BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping, mapping_cache, nodes, refault, release_from_zones,
+};
 
 const TICK: Duration = Duration::from_millis(250);
 const TICKS_PER_SECOND: u32 = 4;

@@ -10,9 +10,9 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{huge, refault};
 use super::mapping_cache::{self, MAPPED, Origin, Piece};
 use super::{BELL, MARKS, Zone};
+use super::{huge, refault};
 use crate::latency::{self, SlowPath};
 use crate::sys;
 

@@ -1,7 +1,7 @@
 //! Freed mappings, kept for a while: address space with memory behind it that the next large block can have.
 //!
 //! ```text
-//! free:   a piece, the newest; what is too much for the bound leaves, the oldest first
+//! free:   a piece, the newest; what is too much for the bound leaves, the oldest first (and raises it if it comes back soon)
 //! alloc:  the smallest piece that is large enough, in full or its start; else the largest, which is then made longer
 //! grow:   the piece right behind the block, or the start of it
 //! idle:   a piece that lay here for a second leaves
