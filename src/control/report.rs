@@ -10,7 +10,7 @@ use crate::heap;
 use crate::percpu;
 use crate::size_class::{BATCH, CLASS, CLASSES, PAGE, block_size};
 use crate::slab::counts_on;
-use crate::zone::{COUNTERS, MARKS, mapping, mapping_cache, nodes};
+use crate::zone::{COUNTERS, MARKS, mapping_cache, nodes};
 
 /// Zones with their marks, and the stacks of every CPU, as `/proc/zoneinfo`. In pages of 4 KiB; `batch` is that of stacks that
 /// have not grown. A view: [`PcpAlloc::zoneinfo`](crate::PcpAlloc::zoneinfo).
@@ -154,7 +154,7 @@ impl fmt::Display for VmStat {
             ("nr_free_pages", free),
             ("nr_free_resident", stats.free_resident / PAGE),
             ("nr_slab_unreclaimable", slab),
-            ("nr_mapped", mapping::bytes() / PAGE),
+            ("nr_mapped", mapping_cache::in_use() / PAGE),
             ("nr_mapped_free", mapping_cache::bytes() / PAGE),
             ("pcp_refill", stats.refills),
             ("pcp_flush", stats.flushes),

@@ -103,7 +103,7 @@ pub(crate) fn stats() -> Stats {
     if !heap::is_up() {
         return stats;
     }
-    let mut out = mapping::bytes();
+    let mut out = mapping_cache::in_use();
     stats.committed = mapping_cache::MAPPED.load(Ordering::Relaxed);
     stats.free_resident = mapping_cache::resident_bytes();
     for (number, node) in nodes().iter().enumerate() {

@@ -26,7 +26,7 @@ use crate::percpu;
 use crate::slab::{empty, holes, retire, transfer};
 use crate::sys;
 use crate::zone::{
-    BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping, mapping_cache, nodes, refault, release_from_zones,
+    BELL, MARKS, RUN_MAX, free_in_zones, free_resident, mapping_cache, nodes, refault, release_from_zones, resident,
 };
 
 const TICK: Duration = Duration::from_millis(250);
@@ -188,8 +188,7 @@ fn give_back_unused() -> bool {
     };
     let mut may_go = free_in_zones().saturating_sub(keep);
     let mut released = mapping_cache::release_unused();
-    refault::MAPPINGS.second_passed(released);
-    mapping::second_passed();
+    refault::MAPPINGS.second_passed(released, resident());
     let mut unused = 0;
     for zone in zones() {
         let surplus = zone.take_surplus();
@@ -205,7 +204,7 @@ fn give_back_unused() -> bool {
             unused += gone;
         }
     }
-    refault::ZONES.second_passed(unused);
+    refault::ZONES.second_passed(unused, resident());
     let punched = holes::punch_unused(still);
     idle.bytes > 0 || released > 0 || punched > 0
 }

@@ -19,26 +19,6 @@ use crate::sys;
 /// Number of mappings. Relaxed throughout: a statistic.
 pub(crate) static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes in mappings that hold a block, headers included.
-pub(crate) fn bytes() -> usize {
-    MAPPED.load(Ordering::Relaxed).saturating_sub(mapping_cache::bytes())
-}
-
-/// The most of them in this second and in the one before. Relaxed throughout: what decides how much is kept is a guess.
-static MOST: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
-
-/// Bytes fewer in mappings that hold a block than there were in this second or the one before.
-pub(super) fn below_most() -> usize {
-    let [now, before] = &MOST;
-    now.load(Ordering::Relaxed).max(before.load(Ordering::Relaxed)).saturating_sub(bytes())
-}
-
-/// A second has passed.
-pub(crate) fn second_passed() {
-    let [now, before] = &MOST;
-    before.store(now.swap(bytes(), Ordering::Relaxed), Ordering::Relaxed);
-}
-
 /// Has mappings grow by so many bytes, by what `f` does, for a block of `size`. They are counted before it is looked whether
 /// that may be: of several who ask at once and are too many together, none is overlooked.
 fn grow<R>(bytes: usize, size: usize, f: impl FnOnce() -> Option<R>) -> Option<R> {
@@ -233,7 +213,7 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
             sys::advise_huge(start, len, false);
         }
         MAPPINGS.fetch_sub(1, Ordering::Relaxed);
-        MOST[0].fetch_max(bytes(), Ordering::Relaxed);
+        mapping_cache::note_most();
         mapping_cache::put(Piece { start, len, origin }, MARKS.mappings_kept(len));
         BELL.freed(mapping_cache::bytes());
     }

@@ -110,6 +110,25 @@ pub(crate) fn resident_bytes() -> usize {
     pieces.into_iter().flatten().map(|piece| sys::resident_bytes(piece.start, piece.len)).sum()
 }
 
+/// Bytes in mappings that hold a block, headers included.
+pub(crate) fn in_use() -> usize {
+    MAPPED.load(Ordering::Relaxed).saturating_sub(bytes())
+}
+
+/// The most of them in this second and in the one before. Relaxed throughout: how much is kept by it is a guess.
+static MOST: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// There are about to be fewer bytes in use.
+pub(super) fn note_most() {
+    MOST[0].fetch_max(in_use(), Ordering::Relaxed);
+}
+
+/// Bytes by which fewer are in use than were at some time in this second or the one before.
+pub(super) fn below_most() -> usize {
+    let [now, before] = &MOST;
+    now.load(Ordering::Relaxed).max(before.load(Ordering::Relaxed)).saturating_sub(in_use())
+}
+
 /// Locks or unlocks for `fork`.
 pub(crate) fn fork_lock(acquire: bool) {
     if acquire { CACHE.acquire() } else { CACHE.release() }
@@ -193,9 +212,11 @@ pub(crate) fn shrink_to(bound: usize) -> usize {
     released
 }
 
-/// Gives back what has lain here since this was last called; returns how much.
+/// A second has passed: gives back what has lain here for as long; returns how much.
 pub(crate) fn release_unused() -> usize {
     with_cache(|cache| cache.now = cache.now.wrapping_add(1));
+    let [now, before] = &MOST;
+    before.store(now.swap(in_use(), Ordering::Relaxed), Ordering::Relaxed);
     let mut released = 0;
     loop {
         let oldest = with_cache(|cache| cache.remove_oldest(2));

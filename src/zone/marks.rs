@@ -4,7 +4,7 @@
 use core::ops::Deref;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
-use super::{META, mapping, mapping_cache, nodes, refault};
+use super::{META, mapping_cache, nodes, refault};
 
 /// A number that many CPUs write, in a cache line of its own: nobody waits for it who only wants what lies beside it.
 #[repr(align(64))]
@@ -118,7 +118,7 @@ impl Marks {
             0 => {
                 let bound = (resident() / 8).max(64 << 20);
                 let raised = bound + refault::MAPPINGS.raised();
-                raised.min(mapping::below_most() + freed).max(bound)
+                raised.min(mapping_cache::below_most() + freed).max(bound)
             }
             high => high.saturating_sub(free_in_zones()),
         };

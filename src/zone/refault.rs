@@ -12,7 +12,7 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{COUNTERS, resident};
+use super::counters::COUNTERS;
 
 /// Less than this is forgotten altogether.
 const NEGLIGIBLE: usize = 1 << 20;
@@ -53,12 +53,11 @@ impl Refaults {
         }
     }
 
-    /// Some of what has gone back should have stayed. More than there is cannot be kept.
+    /// Some of what has gone back should have stayed.
     #[cold]
     fn regret(&self, given: usize, bytes: usize) {
         self.given.store(given - bytes, Ordering::Relaxed);
-        let raised = self.raised.load(Ordering::Relaxed).saturating_add(bytes).min(resident());
-        self.raised.store(raised, Ordering::Relaxed);
+        self.raised.fetch_add(bytes, Ordering::Relaxed);
         COUNTERS.refaulted.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -68,19 +67,53 @@ impl Refaults {
         self.raised.load(Ordering::Relaxed)
     }
 
-    /// A second has passed, in which so many bytes that were kept were not used.
-    pub(crate) fn second_passed(&self, unused: usize) {
+    /// A second has passed, in which so many bytes that were kept were not used; there are `most`.
+    pub(crate) fn second_passed(&self, unused: usize, most: usize) {
         let given = self.given.load(Ordering::Relaxed);
         if given > 0 {
             self.given.store(if given < NEGLIGIBLE { 0 } else { given / 2 }, Ordering::Relaxed);
         }
         let raised = self.raised.load(Ordering::Relaxed);
-        self.raised.store(raised.saturating_sub(unused), Ordering::Relaxed);
+        self.raised.store(raised.saturating_sub(unused).min(most), Ordering::Relaxed);
     }
 
     /// Memory is short: the bound is not raised any more.
     pub(crate) fn forget(&self) {
         self.given.store(0, Ordering::Relaxed);
         self.raised.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// What is taken again counts once, and the less the later; what was kept for it and not used does not count any more.
+    ///
+    /// Controls: leave `given` as it is in `regret`, or in `second_passed`; leave `unused` or `most` out of account there.
+    #[test]
+    fn what_comes_back_soon_counts() {
+        let refaults = Refaults::new();
+        refaults.took(5 * MIB);
+        refaults.gave(100 * MIB);
+        refaults.took(60 * MIB);
+        refaults.took(60 * MIB);
+        refaults.took(60 * MIB);
+        assert_eq!(refaults.raised(), 100 * MIB);
+        refaults.gave(64 * MIB);
+        refaults.second_passed(30 * MIB, usize::MAX);
+        assert_eq!(refaults.raised(), 70 * MIB);
+        refaults.took(64 * MIB);
+        assert_eq!(refaults.raised(), 102 * MIB);
+        refaults.gave(64 * MIB);
+        (0..8).for_each(|_| refaults.second_passed(0, usize::MAX));
+        refaults.took(64 * MIB);
+        assert_eq!(refaults.raised(), 102 * MIB);
+        refaults.second_passed(0, 9 * MIB);
+        assert_eq!(refaults.raised(), 9 * MIB);
+        refaults.forget();
+        assert_eq!(refaults.raised(), 0);
     }
 }
