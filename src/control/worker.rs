@@ -108,6 +108,10 @@ extern "C" fn run() {
     let mut quiet = 0;
     let mut watcher = Watcher::new();
     let (mut stalled, mut short) = (false, false);
+    if !has_work_from_the_start() && MARKS.headroom() > 0 {
+        // Whoever has freed a megabyte just now may have more to free, and take it again.
+        stalled = watcher.wait(TICK);
+    }
     loop {
         let rings = BELL.rings();
         if BELL.is_unwanted() {

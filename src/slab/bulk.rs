@@ -250,6 +250,7 @@ fn give_each(
     let Some(&first) = blocks.first() else { return done };
     let (mut zone, _) = zone_of(first, class);
     let mut committed = zone.committed_bytes();
+    let alone = shard::is_alone();
     // Blocks that are back and not counted yet.
     let mut given = 0;
     let mut at = 0;
@@ -261,7 +262,7 @@ fn give_each(
         }
         expect_tag(zone, address, class);
         let start = run_start(fixed, address);
-        if zone.shard(Zone::page_of(start)) != shard {
+        if !alone && zone.shard(Zone::page_of(start)) != shard {
             blocks[done.left] = address;
             done.left += 1;
             at += 1;

@@ -58,6 +58,11 @@ pub(crate) fn per_node() -> usize {
     COUNT.load(Ordering::Relaxed)
 }
 
+/// Whether there is one shard, and no other on any node.
+pub(super) fn is_alone() -> bool {
+    per_node() == 1 && nodes().len() == 1
+}
+
 /// The shard of a group of CPUs, of those of a node.
 pub(crate) fn shard_on(node: usize, group: usize) -> usize {
     node * PER_NODE + group

@@ -98,13 +98,20 @@ struct Costs {
     small: AtomicU32,
     huge: AtomicU32,
     units: AtomicU32,
+    /// Somebody tries a huge page, of which nobody knows yet what it takes.
+    is_tried: AtomicBool,
 }
 
 static COSTS: Costs = Costs::new();
 
 impl Costs {
     const fn new() -> Costs {
-        Costs { small: AtomicU32::new(0), huge: AtomicU32::new(0), units: AtomicU32::new(0) }
+        Costs {
+            small: AtomicU32::new(0),
+            huge: AtomicU32::new(0),
+            units: AtomicU32::new(0),
+            is_tried: AtomicBool::new(false),
+        }
     }
 
     /// Whether huge pages are to be preferred, by what is known: first a huge page, one small unit when that was not surely
@@ -117,10 +124,11 @@ impl Costs {
         }
     }
 
-    /// Whether the next unit is to be a huge page.
+    /// Whether the next unit is to be a huge page. While the first one is tried, which may take long, all others are not.
     fn choose(&self) -> bool {
         let unit = self.units.fetch_add(1, Ordering::Relaxed);
-        self.prefers_huge() != (unit % LOOK_AGAIN == LOOK_AGAIN - 1)
+        let huge = self.prefers_huge() != (unit % LOOK_AGAIN == LOOK_AGAIN - 1);
+        huge && (self.huge.load(Ordering::Relaxed) > 0 || !self.is_tried.swap(true, Ordering::Relaxed))
     }
 
     /// Whether a huge page that took so long took at most half of what small pages do, or surely does.
@@ -336,6 +344,19 @@ mod tests {
         assert_eq!(run(&costs, 10, 2_000_000, 1_900_000), 9);
         let costs = Costs::new();
         assert_eq!(run(&costs, 10, 700_000, 4_700_000), 1);
+    }
+
+    /// Of several threads that know nothing one tries a huge page.
+    ///
+    /// Red if `choose` does not look at `is_tried`.
+    #[test]
+    fn one_finds_out() {
+        let costs = Costs::new();
+        assert_eq!([costs.choose(), costs.choose(), costs.choose()], [true, false, false]);
+        costs.note(false, 700_000);
+        assert!(!costs.choose());
+        costs.note(true, 200_000);
+        assert_eq!([costs.choose(), costs.choose()], [true, true]);
     }
 
     /// One unit that was held up changes nothing; huge pages that take a little longer are still taken.
