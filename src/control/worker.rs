@@ -1,7 +1,7 @@
 //! The thread that gives memory back when nobody uses it, and populates it before somebody does.
 //!
 //! ```text
-//! sleep until a zone has free memory worth a look (or a mark was set)
+//! sleep until a zone has free memory worth a look (or a mark was set), and a quarter of a second more
 //! while there is something to watch, four times a second:
 //!     free > high:            give back what exceeds it (taken again soon, it raises the mark: `zone/refault.rs`)
 //!     once a second:          retire empty slabs that were not needed all second long; give back what was free as long
