@@ -268,7 +268,8 @@ fn measure(name: &str, work: Work, threads: usize, operations: usize) {
 
 fn main() {
     let thousands: usize = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(200);
-    println!("Of a million operations, on {} CPUs:\n", core_affinity::get_core_ids().unwrap_or_default().len());
+    let cpus = core_affinity::get_core_ids().unwrap_or_default().len();
+    println!("Of a million operations, on {cpus} CPUs, shards on a node: {}:\n", HEAP.stats().shards);
     println!(
         "| workload | threads | refills | flushes | drains | nolock misses | stack locks | slab locks | zone locks | \
          found held | slept | exchanges | again | fences |"

@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use common::child::{self, Child};
 use common::{Block, HEAP, cpus, on_cpu, on_threads, scaled};
 use pcpalloc::debug::{CPU_BYTES, STACKS_BYTES, shared};
-use pcpalloc::{Mode, PcpAlloc, rcu};
+use pcpalloc::{Drain, Mode, PcpAlloc, rcu};
 
 #[global_allocator]
 static GLOBAL: PcpAlloc = PcpAlloc::new();
@@ -122,12 +122,20 @@ fn much_at_once_takes_few_locks() {
         if HEAP.stats().mode == Mode::PerThread {
             return;
         }
+        // Of what is still on the lanes none is to be among the next blocks, which are to be the other CPU's own.
+        HEAP.drain(Drain::All);
         let held = on_cpu(other, || {
-            let mut held = Vec::with_capacity(2000);
-            take(2000, &mut held);
+            let mut held = Vec::with_capacity(10_000);
+            take(10_000, &mut held);
             held
         });
-        on_cpu(cpus[0], || drop(held));
+        on_cpu(cpus[0], || {
+            let mut own = Vec::with_capacity(count as usize);
+            take(count, &mut own);
+            own.clear();
+            // Its stack is full, and so is its lane.
+            drop(held);
+        });
         on_cpu(other, || {
             let mut held = Vec::with_capacity(1000);
             take(60, &mut held);
@@ -206,7 +214,7 @@ fn locks_are_counted() {
             on_cpu(cpu, || drop(Block::new(100, 8, 1)));
         }
         let before = shared();
-        HEAP.drain(pcpalloc::Drain::All);
+        HEAP.drain(Drain::All);
         let drained = shared();
         let at_least = if HEAP.stats().mode == Mode::PerThread { 0 } else { cpus.len() as u64 };
         assert!(drained.stacks.taken >= before.stacks.taken + at_least, "{before:?} {drained:?}");

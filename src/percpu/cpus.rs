@@ -21,26 +21,63 @@ pub(super) fn init(shards: Shards) -> usize {
     let possible = sys::possible_cpus();
     // More than that have no stacks, and nobody is to look for them.
     CPUS.store(possible.min(sys::MAX_CPUS), Ordering::Relaxed);
+    let mut is_listed = false;
     sys::each_cpu_of_node(|cpu, node| {
         NODE_OF[cpu].store(node as u8, Ordering::Relaxed);
         note_node(node);
+        is_listed = true;
     });
     // A node may have memory and, so far, no CPU.
     sys::each_node(note_node);
     note_distances();
-    let mut groups = 1;
-    let mut note = |cpu: usize, group: usize| {
-        GROUP_OF[cpu].store(group as u8, Ordering::Relaxed);
-        groups = groups.max(group + 1);
+    let mut groups = Groups::new();
+    let mut note = |cpu: usize, cache: usize| {
+        GROUP_OF[cpu].store(groups.number(node_of(cpu), cache) as u8, Ordering::Relaxed);
     };
     match shards {
         // A machine of one CPU is not asked.
-        Shards::Auto if possible > 1 => sys::each_cpu_of_cache(PER_NODE, note),
+        Shards::Auto if possible > 1 => sys::each_cpu_of_cache(note),
         Shards::Auto | Shards::One => {}
-        Shards::Cpu => (0..cpus()).for_each(|cpu| note(cpu, cpu % PER_NODE)),
+        // Those that come later, whose nodes nobody knows, are in the first group of theirs.
+        Shards::Cpu if is_listed => sys::each_cpu_of_node(|cpu, _| note(cpu, cpu)),
+        Shards::Cpu => (0..cpus()).for_each(|cpu| note(cpu, cpu)),
     }
-    shard::init(groups);
+    shard::init(groups.most());
     possible
+}
+
+/// The groups of CPUs on each node, numbered from 0 on as they come.
+struct Groups {
+    /// How many there are on each node.
+    count: [usize; sys::MAX_NODES],
+    /// The cache that was asked about last, and its group on each node where it has one.
+    cache: Option<usize>,
+    given: [Option<usize>; sys::MAX_NODES],
+}
+
+impl Groups {
+    const fn new() -> Groups {
+        Groups { count: [0; sys::MAX_NODES], cache: None, given: [None; sys::MAX_NODES] }
+    }
+
+    /// The group of a CPU of a node that has this cache. CPUs come one cache after the other. Where a node has more groups than
+    /// it may have shards, several have the same number.
+    fn number(&mut self, node: usize, cache: usize) -> usize {
+        if self.cache != Some(cache) {
+            self.cache = Some(cache);
+            self.given = [None; sys::MAX_NODES];
+        }
+        let next = &mut self.count[node];
+        *self.given[node].get_or_insert_with(|| {
+            *next += 1;
+            (*next - 1) % PER_NODE
+        })
+    }
+
+    /// The most that a node has.
+    fn most(&self) -> usize {
+        self.count.into_iter().fold(1, usize::max)
+    }
 }
 
 /// Possible CPUs that may have stacks: every id is smaller.
@@ -83,5 +120,28 @@ pub(super) fn note_node_here(cpu: usize) {
     {
         // Relaxed: says where memory is asked for, and any node's is good.
         NODE_OF[cpu].store(node.min(nodes().len() - 1) as u8, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Controls: number groups by `cache`, or by one count for all nodes; keep `given` when another cache comes.
+    #[test]
+    fn groups_are_numbered_on_their_nodes() {
+        let numbers = |cpus: &[(usize, usize)]| {
+            let mut groups = Groups::new();
+            let numbers: Vec<usize> = cpus.iter().map(|&(node, cache)| groups.number(node, cache)).collect();
+            (numbers, groups.most())
+        };
+        assert_eq!(numbers(&[]), (vec![], 1));
+        // Two sockets of one cache each, then of two.
+        assert_eq!(numbers(&[(0, 0), (0, 0), (1, 1), (1, 1)]), (vec![0, 0, 0, 0], 1));
+        assert_eq!(numbers(&[(0, 0), (0, 1), (0, 1), (1, 2), (1, 3)]), (vec![0, 1, 1, 0, 1], 2));
+        // A cache of two nodes.
+        assert_eq!(numbers(&[(0, 0), (1, 0), (0, 0), (1, 1)]), (vec![0, 0, 0, 1], 2));
+        let many: Vec<(usize, usize)> = (0..40).map(|cpu| (0, cpu)).collect();
+        assert_eq!(numbers(&many).0[14..18], [14, 15, 0, 1]);
     }
 }

@@ -37,8 +37,7 @@ pub enum Shards {
     Cpu,
 }
 
-/// Most shards of a node. Where there are more groups of CPUs, every sixteenth has the same ones: those of another node, if the
-/// CPUs of a node have consecutive numbers.
+/// Most shards of a node. Where it has more groups of CPUs, every sixteenth has the same one.
 pub(crate) const PER_NODE: usize = 16;
 /// All shards that there may be: those of a node have consecutive numbers.
 pub(crate) const SHARDS: usize = sys::MAX_NODES * PER_NODE;
@@ -48,7 +47,7 @@ const _: () = assert!(SHARDS <= 1 << u8::BITS);
 /// Shards of each node that are in use. Relaxed: set before initialisation is announced.
 static COUNT: AtomicUsize = AtomicUsize::new(1);
 
-/// Sets how many groups of CPUs there are.
+/// Sets how many groups of CPUs a node has, at most.
 pub(crate) fn init(groups: usize) {
     COUNT.store(groups.clamp(1, PER_NODE), Ordering::Relaxed);
 }

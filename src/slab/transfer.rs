@@ -1,8 +1,8 @@
 //! Batches of blocks on their way from one CPU to another.
 //!
 //! A CPU whose stack of a class is full fills a batch and pushes it here; one of the same shard whose stack is empty pops a
-//! whole batch, without touching a slab or a lock. A shard that has enough of them sends those with blocks of others there. Batches are named by number and never unmapped, as a
-//! [`Stack`] needs it.
+//! whole batch, without touching a slab or a lock. A shard that has enough of them sends those with blocks of others there.
+//! Batches are named by number and never unmapped, as a [`Stack`] needs it.
 
 use core::iter;
 use core::ptr::{NonNull, null_mut};
@@ -253,7 +253,7 @@ static BYTES_MAX: AtomicUsize = AtomicUsize::new(0);
 
 /// Sets the bound for a machine of `cpus` processors.
 pub(crate) fn init(cpus: usize) {
-    BYTES_MAX.store(cpus.saturating_mul(TRANSFER_BYTES_PER_CPU) / shard::per_node(), Ordering::Relaxed);
+    BYTES_MAX.store(cpus.saturating_mul(TRANSFER_BYTES_PER_CPU) / shards().count(), Ordering::Relaxed);
 }
 
 /// Bytes of blocks in transfer.

@@ -118,9 +118,9 @@ pub(crate) fn each_cpu_of_node(mut each: impl FnMut(usize, usize)) {
     }
 }
 
-/// Calls `each` with every processor that is online and the number of the third-level cache that it has: they are numbered in
-/// the order of their first processors, modulo `numbers`. With none where the system says nothing of caches.
-pub(crate) fn each_cpu_of_cache(numbers: usize, each: impl FnMut(usize, usize)) {
+/// Calls `each` with every processor that is online and the number of the third-level cache that it has: one cache after the
+/// other, numbered in the order of their first processors. With none where the system says nothing of caches.
+pub(crate) fn each_cpu_of_cache(each: impl FnMut(usize, usize)) {
     let mut online = [0; 1024];
     let online = read_file(c"/sys/devices/system/cpu/online", &mut online);
     let sharers = |cpu: usize, buffer: &mut [u8]| {
@@ -128,7 +128,7 @@ pub(crate) fn each_cpu_of_cache(numbers: usize, each: impl FnMut(usize, usize)) 
         path.text("/sys/devices/system/cpu/cpu").decimal(cpu).text("/cache/index3/shared_cpu_list\0");
         CStr::from_bytes_with_nul(path.as_bytes()).map_or(0, |path| read_file(path, buffer).len())
     };
-    group_by_cache(online, sharers, numbers, each);
+    group_by_cache(online, sharers, each);
 }
 
 /// As [`each_cpu_of_cache`]; `sharers` writes who has a processor's cache, as a kernel list, and returns the bytes. It is asked
@@ -136,7 +136,6 @@ pub(crate) fn each_cpu_of_cache(numbers: usize, each: impl FnMut(usize, usize)) 
 fn group_by_cache(
     online: &[u8],
     mut sharers: impl FnMut(usize, &mut [u8]) -> usize,
-    numbers: usize,
     mut each: impl FnMut(usize, usize),
 ) {
     const BITS: usize = u64::BITS as usize;
@@ -153,7 +152,7 @@ fn group_by_cache(
             ranges(&buffer[..len], |first, last| {
                 for sharer in first..=last.min(MAX_CPUS - 1) {
                     known[sharer / BITS] |= 1 << (sharer % BITS);
-                    each(sharer, count % numbers);
+                    each(sharer, count);
                     is_there |= sharer == cpu;
                 }
             });
@@ -259,7 +258,7 @@ mod tests {
     /// if it is read once more for the next one: leave out `known`; or if numbers go on: leave out `% numbers`.
     #[test]
     fn caches_are_told_apart() {
-        fn groups(online: &str, caches: &[&str], numbers: usize) -> (Vec<(usize, usize)>, usize) {
+        fn groups(online: &str, caches: &[&str]) -> (Vec<(usize, usize)>, usize) {
             let (mut found, mut asked) = (Vec::new(), 0);
             let sharers = |cpu: usize, buffer: &mut [u8]| {
                 asked += 1;
@@ -272,15 +271,15 @@ mod tests {
                 buffer[..list.len()].copy_from_slice(list);
                 list.len()
             };
-            group_by_cache(online.as_bytes(), sharers, numbers, |cpu, group| found.push((cpu, group)));
+            group_by_cache(online.as_bytes(), sharers, |cpu, group| found.push((cpu, group)));
             found.sort_unstable();
             (found, asked)
         }
         let pairs = |groups: &[usize]| groups.iter().copied().enumerate().collect::<Vec<_>>();
-        assert_eq!(groups("0-1\n", &["0-1\n"], 16), (pairs(&[0, 0]), 1));
-        assert_eq!(groups("0-7\n", &["0-1,4-5\n", "2-3,6-7\n"], 16), (pairs(&[0, 0, 1, 1, 0, 0, 1, 1]), 2));
-        assert_eq!(groups("0-3\n", &[], 16), (Vec::new(), 4));
-        assert_eq!(groups("0,2-3\n", &["0\n", "3\n"], 16).0, [(0, 0), (3, 1)]);
-        assert_eq!(groups("0-3\n", &["0\n", "1\n", "2\n", "3\n"], 2), (pairs(&[0, 1, 0, 1]), 4));
+        assert_eq!(groups("0-1\n", &["0-1\n"]), (pairs(&[0, 0]), 1));
+        assert_eq!(groups("0-7\n", &["0-1,4-5\n", "2-3,6-7\n"]), (pairs(&[0, 0, 1, 1, 0, 0, 1, 1]), 2));
+        assert_eq!(groups("0-3\n", &[]), (Vec::new(), 4));
+        assert_eq!(groups("0,2-3\n", &["0\n", "3\n"]).0, [(0, 0), (3, 1)]);
+        assert_eq!(groups("0-3\n", &["0\n", "1\n", "2\n", "3\n"]), (pairs(&[0, 1, 2, 3]), 4));
     }
 }

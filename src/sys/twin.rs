@@ -199,7 +199,7 @@ pub(crate) fn possible_cpus() -> usize {
 
 pub(crate) fn each_cpu_of_node(_each: impl FnMut(usize, usize)) {}
 
-pub(crate) fn each_cpu_of_cache(_numbers: usize, _each: impl FnMut(usize, usize)) {}
+pub(crate) fn each_cpu_of_cache(_each: impl FnMut(usize, usize)) {}
 
 pub(crate) fn each_node(_each: impl FnMut(usize)) {}
 

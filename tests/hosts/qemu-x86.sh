@@ -52,6 +52,8 @@ SHOW='^[|O]' suite 900 counts $COUNTS"
     guest_initramfs "$guests/$name.cpio.gz" amd64 "$library" "$this" $programs
     # The kernel is not to take slow CPUs for broken clocks or timers, nor measure them.
     calm="lpj=4000000 no_timer_check tsc=reliable nowatchdog"
+    # Each with a third-level cache.
+    sockets=${SOCKETS:-$nodes}
     # CPUs in equal parts on the nodes, which lie in a ring: neighbours are at 20, those across at 30.
     numa=()
     for ((node = 0; node < nodes; node++)); do
@@ -65,7 +67,8 @@ SHOW='^[|O]' suite 900 counts $COUNTS"
             numa+=(-numa "dist,src=$node,dst=$other,val=$((10 + 10 * apart))")
         done
     done
-    log=$(guest_boot "$name" qemu-system-x86_64 -machine q35 -cpu max -smp "$cpus,maxcpus=$possible" -m 4096 "${numa[@]}" \
+    log=$(guest_boot "$name" qemu-system-x86_64 -machine q35 -cpu max -m 4096 "${numa[@]}" \
+        -smp "$cpus,maxcpus=$possible,sockets=$sockets,cores=$((possible / sockets)),threads=1" \
         -accel tcg,thread=multi -kernel "$kernel" -initrd "$guests/$name.cpio.gz" \
         -append "console=ttyS0 quiet panic=-1 rdinit=/init $calm")
     version=$(tr -d '\r' <"$log" | sed -n 's/^GUEST|\([^|]*\)|.*/\1/p' | head -1)
