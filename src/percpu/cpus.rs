@@ -123,7 +123,8 @@ pub(super) fn note_node_here(cpu: usize) {
     }
 }
 
-#[cfg(test)]
+// The twin has one node.
+#[cfg(all(test, not(any(pcpalloc_twin, miri))))]
 mod tests {
     use super::*;
 
