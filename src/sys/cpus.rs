@@ -252,10 +252,10 @@ mod tests {
     }
 
     /// Processors that have a cache in common are of one number, also where threads of a core are numbered far apart; one that
-    /// the system says nothing of has none, and beyond the last number they begin anew.
+    /// the system says nothing of has none.
     ///
     /// Red if a cache's list is read for the processor alone: in `group_by_cache`, call `each` with `cpu` in place of `sharer`;
-    /// if it is read once more for the next one: leave out `known`; or if numbers go on: leave out `% numbers`.
+    /// if it is read once more for the next one: leave out `known`.
     #[test]
     fn caches_are_told_apart() {
         fn groups(online: &str, caches: &[&str]) -> (Vec<(usize, usize)>, usize) {

@@ -98,20 +98,13 @@ struct Costs {
     small: AtomicU32,
     huge: AtomicU32,
     units: AtomicU32,
-    /// Somebody tries a huge page, of which nobody knows yet what it takes.
-    is_tried: AtomicBool,
 }
 
 static COSTS: Costs = Costs::new();
 
 impl Costs {
     const fn new() -> Costs {
-        Costs {
-            small: AtomicU32::new(0),
-            huge: AtomicU32::new(0),
-            units: AtomicU32::new(0),
-            is_tried: AtomicBool::new(false),
-        }
+        Costs { small: AtomicU32::new(0), huge: AtomicU32::new(0), units: AtomicU32::new(0) }
     }
 
     /// Whether huge pages are to be preferred, by what is known: first a huge page, one small unit when that was not surely
@@ -124,11 +117,13 @@ impl Costs {
         }
     }
 
-    /// Whether the next unit is to be a huge page. While the first one is tried, which may take long, all others are not.
+    /// Whether the next unit is to be a huge page. While nobody knows what one takes, which may be long, one thread tries.
     fn choose(&self) -> bool {
         let unit = self.units.fetch_add(1, Ordering::Relaxed);
-        let huge = self.prefers_huge() != (unit % LOOK_AGAIN == LOOK_AGAIN - 1);
-        huge && (self.huge.load(Ordering::Relaxed) > 0 || !self.is_tried.swap(true, Ordering::Relaxed))
+        match self.huge.load(Ordering::Relaxed) {
+            0 => unit.is_multiple_of(LOOK_AGAIN),
+            _ => self.prefers_huge() != (unit % LOOK_AGAIN == LOOK_AGAIN - 1),
+        }
     }
 
     /// Whether a huge page that took so long took at most half of what small pages do, or surely does.
@@ -348,7 +343,7 @@ mod tests {
 
     /// Of several threads that know nothing one tries a huge page.
     ///
-    /// Red if `choose` does not look at `is_tried`.
+    /// Red if `choose` makes no difference where nothing is known.
     #[test]
     fn one_finds_out() {
         let costs = Costs::new();

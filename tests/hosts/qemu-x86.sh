@@ -52,7 +52,7 @@ SHOW='^[|O]' suite 900 counts $COUNTS"
     guest_initramfs "$guests/$name.cpio.gz" amd64 "$library" "$this" $programs
     # The kernel is not to take slow CPUs for broken clocks or timers, nor measure them.
     calm="lpj=4000000 no_timer_check tsc=reliable nowatchdog"
-    # Each with a third-level cache.
+    # Each has a third-level cache.
     sockets=${SOCKETS:-$nodes}
     # CPUs in equal parts on the nodes, which lie in a ring: neighbours are at 20, those across at 30.
     numa=()
