@@ -151,6 +151,38 @@ fn much_at_once_takes_few_locks() {
     }
 }
 
+/// What one CPU frees and another allocates is passed on in batches, however much it is, and little of it sees a slab's lock.
+///
+/// Red if what a CPU flushes goes home once that is much, whoever wants it: have `is_taker` (`src/percpu/slow.rs`) return true.
+#[test]
+fn what_others_want_is_passed_on() {
+    const NAME: &str = "what_others_want_is_passed_on";
+    const SIZE: usize = 64;
+    const COUNT: usize = 500;
+    child::body(NAME, |_| {
+        let cpus = cpus();
+        if cpus.len() < 2 || HEAP.stats().mode == Mode::PerThread {
+            return;
+        }
+        let turn = || {
+            let blocks: Vec<Block> = on_cpu(cpus[0], || {
+                (0..COUNT).map(|n| Block::new(SIZE, 8, n as u64).expect("there is memory")).collect()
+            });
+            on_cpu(cpus[1], || drop(blocks));
+        };
+        // Ten times as much as a CPU may free before its stacks are swept.
+        let warm = (40 << 20) / (COUNT * SIZE);
+        (0..warm).for_each(|_| turn());
+        let before = shared();
+        (0..20).for_each(|_| turn());
+        let after = shared();
+        let (locks, moved) = (after.slabs.taken - before.slabs.taken, after.transfers - before.transfers);
+        assert!(moved >= 200, "{before:?} {after:?}");
+        assert!(locks < 100, "{before:?} {after:?}");
+    });
+    Child::new(NAME, "").settings("worker:off").run().succeeded();
+}
+
 /// Deferred frees of many classes come back in whole batches, not in as many as there are classes in each page of pointers.
 ///
 /// Red if blocks go home one by one, or a few of a class at a time: in `Gather::add` (`src/rcu/gather.rs`), take 1, or an

@@ -102,11 +102,22 @@ pub(super) struct Book {
     pub(super) hand: usize,
     /// Visits to the slow path of stacks of runs that have no capacity.
     pub(super) turn: u16,
+    pub(super) outflow: Outflow,
     pub(super) reserves: [Reserve; CLASSES],
     /// First word of the array on the deferred stack.
     pub(super) deferred: *mut usize,
     /// Pushes see no limit, and miss.
     pub(super) diverted: bool,
+}
+
+/// How much more goes out of the stacks than comes in; zeros at the start.
+#[derive(Clone, Copy)]
+pub(super) struct Outflow {
+    /// Bytes flushed less bytes refilled, from 0 on; those before the last sweep count as [`HIGH`](super::capacity::HIGH).
+    pub(super) bytes: usize,
+    pub(super) is_high: bool,
+    /// Classes below this one are to be swept, from the last on.
+    pub(super) sweep_below: usize,
 }
 
 /// A stack that only nolock allocation takes from.

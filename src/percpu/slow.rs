@@ -6,11 +6,12 @@
 //!   let the stack grow if it should
 //!   a batch from another CPU (transfer),    half a stack and the block into a batch,
 //!   or blocks from slabs                    to another CPU (transfer), or to slabs
-//!   one is returned, the others pushed
+//!   one is returned, the others pushed      a stack of any class to slabs, where much goes out
 //! ```
 
 use core::sync::atomic::Ordering;
 
+use super::capacity::Missed;
 use super::cpus::{node_of, shard_of};
 use super::region::Event;
 use super::stacks::{Stacks, with_stacks};
@@ -23,6 +24,9 @@ use crate::zone::nodes_from;
 
 /// Blocks of a class in use from which on those handed out in succession lie side by side.
 const MANY: usize = 1024;
+
+/// Batches in transfer that are sent home in one go.
+const SWEPT_IN_TRANSFER: usize = 4;
 
 /// A block of `class`, after [`super::pop`] had none; null when the system gives no more memory. And whether it is due
 /// to be sampled.
@@ -68,9 +72,10 @@ fn refill(stacks: &Stacks, class: usize) -> (usize, bool) {
     if region.wanting.load(Ordering::Relaxed) {
         nolock::satisfy(stacks);
     }
-    let wanted = region.missed(class, Event::Empty, stacks).max(1);
+    let wanted = region.missed(class, Event::Empty, stacks).blocks.max(1);
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let _timer = latency::start(SlowPath::Refill);
+    transfer::note_taker(stacks.shard(), class, sys::addr(region.into()));
     let block = match transfer::pop(stacks.shard(), class) {
         Some(batch) => from_batch(stacks, class, wanted, batch),
         // The room is for one batch or the other: the larger takes as long to clear as ten blocks to find.
@@ -189,7 +194,7 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     if region.wanting.load(Ordering::Relaxed) {
         nolock::satisfy(stacks);
     }
-    let surplus = region.missed(class, Event::Full, stacks);
+    let Missed { blocks: surplus, high, sweep } = region.missed(class, Event::Full, stacks);
     if push() {
         return;
     }
@@ -217,7 +222,40 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     if CLASS[class].is_run() {
         return slab::free_bulk(class, batch.blocks());
     }
-    pass_on(stacks, class, batch);
+    if high && is_taker(stacks, class) {
+        slab::free_bulk(class, batch.blocks());
+    } else {
+        pass_on(stacks, class, batch);
+    }
+    if let Some(class) = sweep {
+        sweep_class(stacks, class);
+    }
+}
+
+/// Whether no other CPU of the shard was the last to be out of blocks of the class.
+fn is_taker(stacks: &Stacks, class: usize) -> bool {
+    transfer::taker(stacks.shard(), class) == sys::addr(stacks.region().into())
+}
+
+/// Sends home what is on this CPU's stack of a class and, unless others want it, some of what is on its way to the shard's.
+/// All of the stack, whose lowest blocks are those that have been there for longest: a few microseconds for a full one.
+fn sweep_class(stacks: &Stacks, class: usize) {
+    let most = CLASS[class].batch_max as usize;
+    let Some(mut batch) = transfer::BatchBox::with_room(stacks.shard(), most) else { return };
+    for _ in 0..=CLASS[class].capacity_max as usize / most {
+        let len = stacks.pop_batch(class, &mut batch.room()[..most]);
+        if len == 0 {
+            break;
+        }
+        batch.set_len(len);
+        slab::free_bulk(class, batch.blocks());
+    }
+    for _ in 0..SWEPT_IN_TRANSFER {
+        let Some(mut batch) = is_taker(stacks, class).then(|| transfer::pop(stacks.shard(), class)).flatten() else {
+            return stacks.region().swept(class);
+        };
+        slab::free_bulk(class, batch.blocks());
+    }
 }
 
 /// To another CPU, or to the slabs.

@@ -239,10 +239,36 @@ impl Drop for BatchBox {
 /// Most bytes of batches in transfer, per CPU of the machine.
 pub(crate) const TRANSFER_BYTES_PER_CPU: usize = 256 << 10;
 
-/// Batches on their way to the CPUs of a shard, by class.
+/// Batches of a class on their way to the CPUs of a shard.
 #[repr(align(64))]
-struct Lane(Stack);
-static LANES: [[Lane; CLASSES]; SHARDS] = [const { [const { Lane(Stack::new()) }; CLASSES] }; SHARDS];
+struct Lane {
+    batches: Stack,
+    /// Who was out of blocks last. Relaxed throughout: a hint.
+    taker: AtomicUsize,
+}
+
+impl Lane {
+    const fn new() -> Lane {
+        Lane { batches: Stack::new(), taker: AtomicUsize::new(0) }
+    }
+}
+
+/// Those of all shards, by class.
+static LANES: [[Lane; CLASSES]; SHARDS] = [const { [const { Lane::new() }; CLASSES] }; SHARDS];
+
+/// Notes that `who`, a number other than 0 for each whose stacks these are, is out of blocks of the class.
+pub(crate) fn note_taker(shard: usize, class: usize, who: usize) {
+    let taker = &LANES[shard][class].taker;
+    // Most are alone with their class: their line stays as it is.
+    if taker.load(Ordering::Relaxed) != who {
+        taker.store(who, Ordering::Relaxed);
+    }
+}
+
+/// Who was the last of the shard to be out of blocks of the class; 0 for nobody yet.
+pub(crate) fn taker(shard: usize, class: usize) -> usize {
+    LANES[shard][class].taker.load(Ordering::Relaxed)
+}
 
 /// Bytes of all blocks on the lanes of a shard. Relaxed throughout: a bound kept to within a batch per CPU.
 #[repr(align(64))]
@@ -270,14 +296,14 @@ pub(crate) fn push(here: usize, class: usize, mut batch: BatchBox) -> Result<(),
     let bound = BYTES_MAX.load(Ordering::Relaxed);
     let most = (bound / 8 / bytes.max(usual)).max(2);
     let has_room = |&shard: &usize| {
-        (LANES[shard][class].0.len() as usize) < most && BYTES[shard].0.load(Ordering::Relaxed) + bytes <= bound
+        (LANES[shard][class].batches.len() as usize) < most && BYTES[shard].0.load(Ordering::Relaxed) + bytes <= bound
     };
     let from = || other_shard_of(here, class, batch.blocks()).filter(has_room);
     let Some(to) = Some(here).filter(has_room).or_else(from) else { return Err(batch) };
     BYTES[to].0.fetch_add(bytes, Ordering::Relaxed);
     let number = batch.number;
     core::mem::forget(batch);
-    LANES[to][class].0.push(&POOL, number);
+    LANES[to][class].batches.push(&POOL, number);
     Ok(())
 }
 
@@ -289,7 +315,7 @@ fn other_shard_of(here: usize, class: usize, blocks: &[usize]) -> Option<usize> 
 
 /// A batch of the class for a shard.
 pub(crate) fn pop(shard: usize, class: usize) -> Option<BatchBox> {
-    let lane = &LANES[shard][class].0;
+    let lane = &LANES[shard][class].batches;
     if lane.len() == 0 {
         return None;
     }
@@ -310,7 +336,7 @@ pub(crate) fn pop_other(shard: usize, class: usize) -> Option<BatchBox> {
 #[cfg(feature = "debug")]
 pub(crate) fn changes() -> (u64, u64) {
     (
-        LANES.as_flattened().iter().map(|lane| lane.0.changes()).sum(),
+        LANES.as_flattened().iter().map(|lane| lane.batches.changes()).sum(),
         POOL.spare.iter().flat_map(|spare| &spare.0).map(Stack::changes).sum(),
     )
 }
