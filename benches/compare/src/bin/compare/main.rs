@@ -8,6 +8,7 @@
 //! once, and in as many rounds as there are allocators each has another one before it (`order.rs`). What is reported is the
 //! median over the rounds: a machine that is disturbed for a while disturbs all of them.
 
+mod chance;
 mod distance;
 mod machine;
 mod options;

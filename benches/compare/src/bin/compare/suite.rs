@@ -84,7 +84,8 @@ impl Results {
     }
 }
 
-fn median(mut numbers: Vec<f64>) -> Option<f64> {
+/// The middle one, or the mean of the two in the middle; `None` if there are none.
+pub fn median(mut numbers: Vec<f64>) -> Option<f64> {
     numbers.sort_unstable_by(f64::total_cmp);
     let (low, high) = (numbers.get(numbers.len().checked_sub(1)? / 2)?, numbers.get(numbers.len() / 2)?);
     Some((low + high) / 2.0)

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
+use crate::chance::to_best_by_chance;
 use crate::options::{Options, Suite};
 use crate::suite::{Measure, Results};
 use crate::variant::Skipped;
@@ -103,6 +104,15 @@ fn standings(results: &Results, measure: &Measure) -> String {
         let worst = ratios.iter().copied().fold(0.0, f64::max);
         let (mean, rows) = (geometric_mean(&ratios), ratios.len());
         let _ = writeln!(table, "| {name} | {mean} | {near} of {rows} | {worst:.2} |");
+    }
+    let by_chance = to_best_by_chance(results, measure);
+    if results.allocators.len() > 2 && results.rows.iter().any(|row| row.runs[0].len() > 1) {
+        let (mean, count) = (geometric_mean(&by_chance), results.allocators.len());
+        let _ = writeln!(
+            table,
+            "\nBy chance alone, were all {count} the same allocator and did its times vary as they do in each of these rows, every \
+             one would be at a geometric mean of {mean}, since it is compared with the luckiest of the others."
+        );
     }
     table
 }
