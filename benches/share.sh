@@ -5,7 +5,8 @@
 #   bash benches/share.sh [ROW ...]
 #
 # What the kernel does for it, page faults mostly, is not among it, nor what a program waits for because of where its blocks
-# lie. At the end: which part of the times would be left in the geometric mean if allocating took no time at all.
+# lie. At the end: which part of the times would be left in the geometric mean if allocating took no time at all; and what the mean
+# of the ratios to the best others would be, by the last comparison on one CPU (results/one-cpu-workloads.md), if it took so much less.
 #
 # Needs `perf` and leave to use it: `apt-get install linux-perf`, /proc/sys/kernel/perf_event_paranoid at 2 or less.
 set -euo pipefail
@@ -34,4 +35,16 @@ for row in "${rows[@]}"; do
             $2 ~ /kernel/ { kernel += part; next }
             $3 ~ /pcpalloc|__rust_(alloc|dealloc|realloc)/ { own += part }
             END { printf "%s: %.1f %% the allocator, %.1f %% the kernel\n", row, own, kernel }'
-done | awk '{ print; fflush(); left += log(1 - $2 / 100) } END { printf "left without the allocator: %.2f\n", exp(left / NR) }'
+done | awk '
+    # The first table of the results: the last column has the ratios.
+    FILENAME != "-" { if (/^## /) tables++; if (tables == 1 && split($0, cell, / *\| */) > 11) ratio[cell[2]] = cell[12]; next }
+    { print; fflush(); name = $1; sub(":", "", name); share[name] = $2 / 100 }
+    END {
+        for (name in share) left += log(1 - share[name])
+        printf "left without the allocator: %.2f\n", exp(left / length(share))
+        for (less = 0; less <= 100; less += 20) {
+            sum = count = 0
+            for (name in share) if (ratio[name] > 0) { sum += log(ratio[name] * (1 - share[name] * less / 100)); count++ }
+            if (count) printf "to the best of the others, with %d %% less of it: %.2f\n", less, exp(sum / count)
+        }
+    }' results/one-cpu-workloads.md -

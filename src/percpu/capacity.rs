@@ -13,11 +13,12 @@
 //! frees them, over and over, then takes the lock of their class a quarter as often, and what two CPUs get from it by turns
 //! lies in other lines, mostly in other slabs.
 //!
-//! A CPU on which much more is freed than allocated has its stacks swept: what they hold goes home, a class at every flush, and
-//! so does what is flushed, unless another CPU wants it. It is not in the processor's caches any more, so it need not be used
-//! first; and blocks that never go home come in an order that is ever more random: a program that parsed a document, changed
-//! it and dropped it, sixty times, took a tenth longer for it, since what it went through lay all over the place. (The
-//! kernel empties its lists of pages when a CPU frees on and on: `free_high` in `mm/page_alloc.c`.)
+//! A CPU on which much more is freed than allocated has its stacks swept: what they hold goes home, a class at every flush, unless
+//! nolock allocation found nothing of it of late; and so does what is flushed, unless another CPU wants it. It is not in the
+//! processor's caches any more, so it need not be used first; and blocks that never go home come in an order that is ever
+//! more random: a program that parsed a document, changed it and dropped it, sixty times, took a tenth longer for it, since what
+//! it went through lay all over the place. (The kernel empties its lists of pages when a CPU frees on and on: `free_high` in
+//! `mm/page_alloc.c`.)
 //!
 //! The rule for capacities is TCMalloc's (`docs/design.md`, "Per-CPU Mode"), with activity seen by the stack's top as well
 //! as by its misses.
@@ -35,6 +36,11 @@ use crate::slab::transfer::{BatchBox, Bundle};
 const TICK: usize = 64;
 /// Most stacks that are emptied for the sake of one.
 const VICTIMS: usize = 4;
+
+/// Net outflow from which on it is high: what has been freed no longer fits into a CPU's own caches.
+pub(super) const HIGH: usize = 4 << 20;
+/// And with so much more of it the stacks are swept again.
+const AGAIN: usize = 4 << 20;
 
 /// Visits to the slow path, of stacks of runs that have no capacity, within which a block that is asked for after one was
 /// freed comes soon.
@@ -57,11 +63,6 @@ impl Book {
     }
 }
 
-/// Net outflow from which on it is high: what has been freed no longer fits into a CPU's own caches.
-pub(super) const HIGH: usize = 4 << 20;
-/// And with so much more of it the stacks are swept again.
-const AGAIN: usize = 4 << 20;
-
 impl Book {
     /// Notes that bytes move between a stack and the layer behind it.
     fn note_flow(&mut self, event: Event, bytes: usize) {
@@ -79,9 +80,9 @@ impl Book {
         }
     }
 
-    /// The class whose stack is to be swept, if there is one.
-    fn next_to_sweep(&mut self) -> Option<usize> {
-        let class = (0..self.outflow.sweep_below).rfind(|&class| self.stacks[class].capacity > 0);
+    /// The class whose stack is to be swept, if there is one: the next of those that may be.
+    fn next_to_sweep(&mut self, may_be: impl Fn(usize) -> bool) -> Option<usize> {
+        let class = (0..self.outflow.sweep_below).rfind(|&class| self.stacks[class].capacity > 0 && may_be(class));
         self.outflow.sweep_below = class.map_or(0, |class| class + 1);
         class
     }
@@ -134,7 +135,9 @@ impl Region {
         let most = (capacity / 4).clamp(fixed.batch as usize, fixed.batch_max as usize);
         let blocks = if capacity == 0 { 0 } else { (capacity / 2).clamp(1, most) };
         book.note_flow(event, blocks * block_size(class));
-        let sweep = if event == Event::Full { book.next_to_sweep() } else { None };
+        // Where nolock allocation found nothing of late there is to be something. Relaxed: a hint.
+        let may_be_swept = |class: usize| self.levels[class].load(Ordering::Relaxed) == 0;
+        let sweep = if event == Event::Full { book.next_to_sweep(may_be_swept) } else { None };
         Missed { blocks, high: book.outflow.is_high, sweep }
     }
 
@@ -361,10 +364,10 @@ mod tests {
     }
 
     /// Once as much has gone out as counts as high, each class that has a stack is swept, the last first, and again when as much
-    /// went out once more; and not where as much comes in.
+    /// went out once more, but for one that nolock allocation wants; and none where as much comes in.
     ///
-    /// Red if `note_flow` counts what comes in as nothing, if `next_to_sweep` looks at classes without a stack, or if `swept`
-    /// does nothing.
+    /// Red if `note_flow` counts what comes in as nothing, if `next_to_sweep` looks at classes without a stack, if it takes every
+    /// class that has one, or if `swept` does nothing.
     #[test]
     fn stacks_are_swept_where_more_goes_out() {
         let region = Region::new(4 << 20).unwrap();
@@ -393,7 +396,8 @@ mod tests {
         assert_eq!(flushed(1), [(other, true)]);
         region.swept(other);
         assert!(flushed(AGAIN / 2).is_empty());
-        assert_eq!(flushed(AGAIN)[0], (class, true));
+        region.levels[class].store(1, Ordering::Relaxed);
+        assert_eq!(flushed(AGAIN)[0], (other, true));
         assert!((0..1000).any(|_| !region.missed(class, Event::Empty, &Alone).high));
         for _ in 0..1000 {
             assert!(flushed(HIGH / 4).is_empty());

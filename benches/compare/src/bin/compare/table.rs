@@ -105,9 +105,8 @@ fn standings(results: &Results, measure: &Measure) -> String {
         let (mean, rows) = (geometric_mean(&ratios), ratios.len());
         let _ = writeln!(table, "| {name} | {mean} | {near} of {rows} | {worst:.2} |");
     }
-    let by_chance = to_best_by_chance(results, measure);
     if results.allocators.len() > 2 && results.rows.iter().any(|row| row.runs[0].len() > 1) {
-        let (mean, count) = (geometric_mean(&by_chance), results.allocators.len());
+        let (mean, count) = (geometric_mean(&to_best_by_chance(results, measure)), results.allocators.len());
         let _ = writeln!(
             table,
             "\nBy chance alone, were all {count} the same allocator and did its times vary as they do in each of these rows, every \
