@@ -27,10 +27,11 @@ use core::sync::atomic::Ordering;
 
 use super::cpus::{node_here, shard_here};
 use super::hidden::are_hidden;
-use super::region::{Book, Event, FLOOR, Outflow, Region, Stack};
+use super::region::{Book, Event, FLOOR, Lacking, Outflow, Region, Stack};
 use crate::size_class::{CLASS, CLASSES, block_size};
 use crate::slab;
 use crate::slab::transfer::{BatchBox, Bundle};
+use crate::sys;
 
 /// Visits to the slow path per stack looked at.
 const TICK: usize = 64;
@@ -64,6 +65,12 @@ impl Book {
 }
 
 impl Book {
+    /// Bytes that the budget has too little for `class` to have `capacity`.
+    fn short_by(&self, class: usize, capacity: usize) -> usize {
+        let others = self.charged - self.stacks[class].capacity as usize * block_size(class);
+        (others + capacity * block_size(class)).saturating_sub(self.budget)
+    }
+
     /// Notes that bytes move between a stack and the layer behind it.
     fn note_flow(&mut self, event: Event, bytes: usize) {
         let flow = &mut self.outflow;
@@ -109,11 +116,26 @@ pub(super) trait Exclusive {
 impl Region {
     /// Notes that the stack of `class` was found empty or full, and lets it grow if it should.
     pub(super) fn missed(&self, class: usize, event: Event, exclusive: &impl Exclusive) -> Missed {
+        // SAFETY: as `Region::lacking` says of it.
+        self.missed_with(class, event, exclusive, |memory| unsafe { sys::provide(memory.start, memory.len) })
+    }
+
+    /// The same with memory for large arrays from `provide`, during which the lock is free: a thread that the kernel is at work
+    /// for may be put aside for others, and those would find the lock held for as long. (Of eight threads on two CPUs some took
+    /// 15 ms to come back, of the 100 that they ran for; no stack had grown meanwhile, and most had no capacity yet.)
+    fn missed_with(
+        &self,
+        class: usize,
+        event: Event,
+        exclusive: &impl Exclusive,
+        provide: impl Fn(&Lacking) -> bool,
+    ) -> Missed {
         let fixed = &CLASS[class];
+        // Goes home when the lock is free again.
+        let taken = Bundle::new();
         // Somebody else is at it: do without.
-        let Some(mut book) = self.book.try_lock() else {
-            return Missed { blocks: (fixed.batch as usize).min(8), high: false, sweep: None };
-        };
+        let without = Missed { blocks: (fixed.batch as usize).min(8), high: false, sweep: None };
+        let Some(mut book) = self.book.try_lock() else { return without };
         let stack = book.stacks[class];
         let capacity = stack.capacity as usize;
         let wanted = if capacity == 0 {
@@ -123,13 +145,25 @@ impl Region {
         } else {
             capacity
         };
-        if wanted > capacity {
-            self.grow(&mut book, class, wanted, exclusive);
-        }
         book.stacks[class].last = event;
+        if wanted > capacity && self.afford(&mut book, class, wanted, exclusive, &taken) {
+            if let Some(memory) = self.lacking(&book, class, wanted) {
+                drop(book);
+                let provided = provide(&memory);
+                let Some(again) = self.book.try_lock() else { return without };
+                book = again;
+                if provided {
+                    book.stacks[class].note_provided(&memory);
+                }
+            }
+            // Others may have done the same meanwhile, or something else.
+            if book.stacks[class].capacity as usize == capacity {
+                self.grow(&mut book, class, wanted, exclusive);
+            }
+        }
         let events = self.counters.refills.load(Ordering::Relaxed) + self.counters.flushes.load(Ordering::Relaxed);
         if events.is_multiple_of(TICK) {
-            self.reclaim_idle(&mut book, class, 1, 0, exclusive);
+            self.reclaim_idle(&mut book, class, 1, 0, exclusive, &taken);
         }
         let capacity = book.stacks[class].capacity as usize;
         let most = (capacity / 4).clamp(fixed.batch as usize, fixed.batch_max as usize);
@@ -152,33 +186,42 @@ impl Region {
 
     /// Gives the stack of `class` its first capacity, if it has none, whatever the program does.
     pub(super) fn ensure_capacity(&self, class: usize, exclusive: &impl Exclusive) {
+        let taken = Bundle::new();
         if let Some(mut book) = self.book.try_lock()
             && book.stacks[class].capacity == 0
+            && self.afford(&mut book, class, CLASS[class].capacity as usize, exclusive, &taken)
         {
             self.grow(&mut book, class, CLASS[class].capacity as usize, exclusive);
         }
     }
 
-    fn grow(&self, book: &mut Book, class: usize, capacity: usize, exclusive: &impl Exclusive) {
-        let more = (capacity - book.stacks[class].capacity as usize) * block_size(class);
-        if book.charged + more > book.budget {
-            let short = book.charged + more - book.budget;
-            self.reclaim_idle(book, class, VICTIMS, short, exclusive);
-            if book.charged + more > book.budget {
-                return;
-            }
+    /// Whether the budget has room for a class to have `capacity`, if need be for idle stacks' having none.
+    fn afford(
+        &self,
+        book: &mut Book,
+        class: usize,
+        capacity: usize,
+        exclusive: &impl Exclusive,
+        taken: &Bundle,
+    ) -> bool {
+        let short = book.short_by(class, capacity);
+        if short > 0 {
+            self.reclaim_idle(book, class, VICTIMS, short, exclusive, taken);
         }
-        let stack = book.stacks[class];
-        if capacity > CLASS[class].capacity as usize {
-            // Now, and not by page faults: those would be taken while the CPU is stopped, and by frees, which must not wait
-            // for memory when there is none (at the limit of a control group they would, until somebody frees).
-            if !self.provide_large(book, class, capacity) || (!stack.large && !exclusive.stop()) {
+        book.short_by(class, capacity) == 0
+    }
+
+    /// Lets a stack have `capacity`, if the budget has room for that and its array memory.
+    fn grow(&self, book: &mut Book, class: usize, capacity: usize, exclusive: &impl Exclusive) {
+        if book.short_by(class, capacity) > 0 || self.lacking(book, class, capacity).is_some() {
+            return;
+        }
+        if capacity > CLASS[class].capacity as usize && !book.stacks[class].large {
+            if !exclusive.stop() {
                 return;
             }
-            if !stack.large {
-                self.move_to_large(book, class);
-                exclusive.start();
-            }
+            self.move_to_large(book, class);
+            exclusive.start();
         }
         self.set_capacity(book, class, capacity);
     }
@@ -227,7 +270,15 @@ impl Region {
 
     /// Lets the hand go on until `victims` idle stacks have lost their capacity or `bytes` are had, once
     /// around at most; a look at just one stack if neither is asked for.
-    fn reclaim_idle(&self, book: &mut Book, sparing: usize, victims: usize, bytes: usize, exclusive: &impl Exclusive) {
+    fn reclaim_idle(
+        &self,
+        book: &mut Book,
+        sparing: usize,
+        victims: usize,
+        bytes: usize,
+        exclusive: &impl Exclusive,
+        taken: &Bundle,
+    ) {
         let target = book.charged.saturating_sub(bytes);
         let looks = if bytes == 0 { 1 } else { CLASSES };
         let mut emptied = 0;
@@ -245,11 +296,10 @@ impl Region {
             if !exclusive.stop() {
                 return;
             }
-            let taken = Bundle::new();
             let base = stack.base;
             self.set_capacity(book, class, 0);
             // SAFETY: the region is stopped and its lock held.
-            unsafe { self.take_all(class, base, &taken) };
+            unsafe { self.take_all(class, base, taken) };
             exclusive.start();
             emptied += 1;
             if emptied == victims || (bytes > 0 && book.charged <= target) {
@@ -297,6 +347,7 @@ impl Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::cell::Cell;
     use proptest::prelude::*;
 
     /// The region belongs to the test alone.
@@ -423,6 +474,39 @@ mod tests {
             assert_eq!(region.missed(runs, Event::Full, &Alone).blocks, 0);
         }
         assert_eq!(region.book.lock().stacks[runs].soon, u8::MAX);
+    }
+
+    /// Whoever has to wait for the memory of a large array has others get on with the stacks of the CPU, with the one that is to
+    /// grow, too; and what they have made of it meanwhile stands.
+    ///
+    /// Red if `missed_with` asks for the memory with the lock held, grows what has grown meanwhile, or does so without memory.
+    #[test]
+    fn nobody_waits_for_the_memory_of_a_stack() {
+        let capacity = |region: &Region, class: usize| region.book.lock().stacks[class].capacity;
+        let (class, other) = (7, 20);
+        let miss = |region: &Region, provide: &dyn Fn(&Lacking) -> bool| {
+            region.missed_with(class, Event::Empty, &Alone, provide);
+            capacity(region, class)
+        };
+        // SAFETY: pages of a region's large arrays.
+        let given = |memory: &Lacking| unsafe { sys::provide(memory.start, memory.len) };
+        let region = Region::new(4 << 20).unwrap();
+        assert_eq!(miss(region, &|_| unreachable!("the small array has room")), CLASS[class].capacity);
+        assert_eq!(miss(region, &|_| false), CLASS[class].capacity);
+        let grown = miss(region, &|memory| {
+            region.missed(other, Event::Empty, &Alone);
+            given(memory)
+        });
+        assert_eq!((capacity(region, other), grown), (CLASS[other].capacity, 2 * CLASS[class].capacity));
+        let region = Region::new(4 << 20).unwrap();
+        miss(region, &given);
+        let grown = Cell::new(0);
+        let stands = miss(region, &|memory| {
+            (0..2).for_each(|_| grown.set(miss(region, &given)));
+            given(memory)
+        });
+        assert!(grown.get() > 2 * CLASS[class].capacity);
+        assert_eq!(stands, grown.get());
     }
 
     /// And lets it move more in one go; one that runs empty over and over has one batch to move.

@@ -175,6 +175,23 @@ pub(super) struct Stack {
     pub(super) seen: *mut usize,
 }
 
+/// Pages of a large array that have no memory yet.
+pub(super) struct Lacking {
+    pub(super) start: NonNull<u8>,
+    /// Bytes.
+    pub(super) len: usize,
+    /// Pages of the array that have memory once these have, from the sentinel's on.
+    pages: u8,
+}
+
+impl Stack {
+    /// The memory has been given.
+    pub(super) fn note_provided(&mut self, memory: &Lacking) {
+        // Somebody else may have given more meanwhile.
+        self.provided = self.provided.max(memory.pages);
+    }
+}
+
 /// What last sent a stack to the slow path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -249,21 +266,26 @@ impl Region {
         Some(region)
     }
 
-    /// Gives memory to a class's large array for `capacity` entries, if it has not been done; false if there is none.
-    pub(super) fn provide_large(&self, book: &mut Book, class: usize, capacity: usize) -> bool {
-        let stack = &mut book.stacks[class];
+    /// The memory that a class's large array lacks for `capacity` entries; none where its small array has room for them.
+    ///
+    /// It is given now, and not by page faults: those would be taken while the CPU is stopped, and by frees, which must not
+    /// wait for memory when there is none (at the limit of a control group they would, until somebody frees).
+    ///
+    /// These are pages of `META`'s memory, which is never unmapped, so they may be given memory at any time, and twice.
+    pub(super) fn lacking(&self, book: &Book, class: usize, capacity: usize) -> Option<Lacking> {
+        if capacity <= CLASS[class].capacity as usize {
+            return None;
+        }
         let page = sys::page_size();
         let sentinel = self as *const Region as usize + LAYOUT.1[class] as usize;
         let first = sentinel & !(page - 1);
         let pages = (sentinel + (1 + capacity) * WORD - first).div_ceil(page);
-        let (start, more) = (first + stack.provided as usize * page, pages.saturating_sub(stack.provided as usize));
-        // SAFETY: pages of META's memory on which the array lies, whose contents stay.
-        let done =
-            more == 0 || NonNull::new(start as *mut u8).is_some_and(|at| unsafe { sys::provide(at, more * page) });
-        if done {
-            stack.provided += more as u8;
+        let provided = book.stacks[class].provided as usize;
+        if pages <= provided {
+            return None;
         }
-        done
+        let start = NonNull::new((first + provided * page) as *mut u8)?;
+        Some(Lacking { start, len: (pages - provided) * page, pages: pages as u8 })
     }
 
     /// The first entry of the large array of a class, its sentinel in place.
