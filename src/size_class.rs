@@ -188,6 +188,12 @@ impl Class {
         self.blocks == 1
     }
 
+    /// Whether a block may lie in a cache line with others: whoever writes to one then disturbs those who use them.
+    #[inline(always)]
+    pub(crate) const fn shares_lines(&self) -> bool {
+        self.blocks_in_line > 1
+    }
+
     const fn new(index: usize) -> Class {
         let size = match index {
             0..6 => 8 * (index + 1),

@@ -107,6 +107,30 @@ fn a_quiet_cpu_lends() {
     Child::new(NAME, "").settings("worker:off,shards:cpu").run().succeeded();
 }
 
+/// But not blocks of less than a cache line: no line has blocks in use by both.
+///
+/// Red if batches are taken that are on their way to others, in `from_slabs` (`src/percpu/slow.rs`), or slabs are borrowed, in
+/// `alloc_bulk_counted` (`src/slab/bulk.rs`), for classes whose blocks share lines.
+#[test]
+fn lines_are_not_lent() {
+    const NAME: &str = "lines_are_not_lent";
+    child::body(NAME, |_| {
+        let Some([one, other]) = two_cpus() else { return };
+        let take = |count| -> Vec<Block> { (0..count).filter_map(|n| Block::new(16, 8, n)).collect() };
+        let lines =
+            |blocks: &[Block]| -> HashSet<usize> { blocks.iter().map(|block| block.range().start / 64).collect() };
+        let kept = on_cpu(one, || every(16, take(100_000)));
+        let taken = on_cpu(other, || take(100_000));
+        assert!(kept.len() > 6000 && taken.len() == 100_000);
+        let (mine, others) = (lines(&kept), lines(&taken));
+        let both = mine.intersection(&others).count();
+        assert!(both == 0, "{both} of {} lines are shared", mine.len());
+        drop((kept, taken));
+        check(Level::Lists).expect("the heap is whole");
+    });
+    Child::new(NAME, "").settings("worker:off,shards:cpu").run().succeeded();
+}
+
 /// Blocks that go from CPU to CPU, also where memory goes back early, and a child of a fork: the heap is whole.
 ///
 /// Red if a block is given to a slab that has gone to another shard meanwhile: in `give_each` (`src/slab/bulk.rs`), leave out

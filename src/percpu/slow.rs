@@ -101,13 +101,16 @@ fn from_batch(stacks: &Stacks, class: usize, wanted: usize, mut batch: transfer:
 }
 
 /// A block from slabs, and up to `wanted` less one to the stack; 0 if there is none. `N` is at least `wanted`. What is on its way
-/// to the CPUs of another shard is better than memory that the shard did not need before.
+/// to the CPUs of another shard is better than memory that the shard did not need before, unless lines would be shared with
+/// what is used there.
 fn from_slabs<const N: usize>(stacks: &Stacks, class: usize, wanted: usize) -> usize {
     let mut blocks = [0; N];
     let shard = stacks.shard();
     let (mut got, mut in_use) = slab::take_bulk_counted(shard, class, &mut blocks[..wanted]);
     if got == 0 {
-        if let Some(batch) = transfer::pop_other(shard, class) {
+        if !CLASS[class].shares_lines()
+            && let Some(batch) = transfer::pop_other(shard, class)
+        {
             return from_batch(stacks, class, wanted, batch);
         }
         (got, in_use) = slab::alloc_bulk_counted(shard, class, &mut blocks[..wanted]);

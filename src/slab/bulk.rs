@@ -48,7 +48,7 @@ pub(crate) fn alloc_bulk_counted(shard: usize, class: usize, out: &mut [usize]) 
     }
     let mut slabs = central(shard, class).lock();
     let mut taken = take_partial(&mut slabs, fixed, out);
-    if taken == 0 && slabs.borrow(shard, class) {
+    if taken == 0 && !fixed.shares_lines() && slabs.borrow(shard, class) {
         taken = take_partial(&mut slabs, fixed, out);
     }
     if taken > 0 {

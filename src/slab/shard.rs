@@ -16,6 +16,10 @@
 //! What that could waste is bounded by what a shard takes from others before it asks its zones: batches that are on their way
 //! to them (`transfer.rs`), then a slab that they have had no use for since somebody last came by (`central.rs`). So a shard
 //! that is quiet lends what it has, and one whose blocks come and go keeps it.
+//!
+//! Blocks of less than a cache line are lent only where there is no other memory: what is left of a line would be in use at two
+//! places for as long as the program runs, since stacks hand out last what was freed last. (Eight threads with 1,024 blocks each,
+//! of 8 to 16 bytes mostly, took half as long again on two CPUs without a cache in common.)
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
