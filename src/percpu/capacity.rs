@@ -64,9 +64,7 @@ impl Book {
         stack.soon = if soon { stack.soon.saturating_add(1) } else { 0 };
         stack.soon >= OFTEN
     }
-}
 
-impl Book {
     /// Bytes that the budget has too little for `class` to have `capacity`.
     fn short_by(&self, class: usize, capacity: usize) -> usize {
         let others = self.charged - self.stacks[class].capacity as usize * block_size(class);
@@ -118,7 +116,8 @@ pub(super) trait Exclusive {
 impl Region {
     /// Notes that the stack of `class` was found empty or full, and lets it grow if it should.
     pub(super) fn missed(&self, class: usize, event: Event, exclusive: &impl Exclusive) -> Missed {
-        // SAFETY: as `Region::lacking` says of it.
+        // SAFETY: pages of `META`'s memory, which is committed and never unmapped, of an array that is this region's; what they
+        // hold stays.
         self.missed_with(class, event, exclusive, |memory| unsafe { sys::provide(memory.start, memory.len) })
     }
 

@@ -17,9 +17,10 @@
 //! to them (`transfer.rs`), then a slab that they have had no use for since somebody last came by (`central.rs`). So a shard
 //! that is quiet lends what it has, and one whose blocks come and go keeps it.
 //!
-//! Blocks of less than a cache line are lent only where there is no other memory: what is left of a line would be in use at two
-//! places for as long as the program runs, since stacks hand out last what was freed last. (Eight threads with 1,024 blocks each,
-//! of 8 to 16 bytes mostly, took half as long again on two CPUs without a cache in common.)
+//! Of blocks of less than a cache line a shard takes no batches from others, and no slabs before it has 256 KiB of its own for the
+//! class: what is left of a line would be in use at two places for as long as the program runs, since stacks hand out last
+//! what was freed last. (Four threads with 10,000 blocks each, `sh6bench`, took a quarter longer on two CPUs without a
+//! cache in common.)
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
