@@ -76,7 +76,7 @@ pub fn shared() -> Shared {
     }
     for (number, node) in nodes().iter().enumerate() {
         for class in 0..CLASSES {
-            for shard in shards_of(number) {
+            for shard in shards_of(number, class) {
                 shared.slabs = sum(shared.slabs, central(shard, class).lock_counts());
             }
         }
@@ -114,7 +114,7 @@ pub const CPU_BYTES: CpuBytes = CpuBytes {
     small_arrays: percpu::CPU_BYTES[1],
     large_arrays: percpu::CPU_BYTES[2],
     stacked_blocks: percpu::CPU_BYTES[3],
-    transferred_blocks: transfer::TRANSFER_BYTES_PER_CPU,
+    transferred_blocks: transfer::TRANSFER_BYTES_PER_CPU[0] + transfer::TRANSFER_BYTES_PER_CPU[1],
 };
 
 /// How thoroughly to check, and what that costs.
@@ -201,7 +201,7 @@ fn check_once(level: Level) -> Result<Totals, &'static str> {
             }
             slabs += counts.slabs * (fixed.pages as usize + crate::slab::guard_pages());
             if level >= Level::Lists {
-                for shard in shards_of(number) {
+                for shard in shards_of(number, class) {
                     central(shard, class).check(shard, class)?;
                 }
                 if counts.slabs * fixed.pages as usize != slab_pages[class] {

@@ -173,7 +173,8 @@ fn replace_default(config: &Config) {
 
 /// Every lock of the heap in the order in which they nest, so that the child finds nothing half done.
 fn fork_locks(acquire: bool) {
-    let centrals = || shards().flat_map(|shard| (0..size_class::CLASSES).map(move |class| central(shard, class)));
+    let of_class = |class| shards(class).map(move |shard| central(shard, class));
+    let centrals = || (0..size_class::CLASSES).flat_map(of_class);
     if acquire {
         #[cfg(feature = "profile")]
         crate::profile::fork_lock(true);

@@ -54,7 +54,7 @@ fn alloc_from(node: usize, layout: Layout) -> Option<NonNull<u8>> {
         return Some(block);
     };
     let mut block = [0];
-    slab::alloc_bulk(percpu::shard_here(node), class, &mut block);
+    slab::alloc_bulk(percpu::shard_here(node, class), class, &mut block);
     let block = NonNull::new(block[0] as *mut u8)?;
     checked::hand_out(class, block);
     tools::allocated(block.as_ptr(), block_size(class), false);

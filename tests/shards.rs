@@ -20,9 +20,9 @@ const PAGE: usize = 4096;
 /// Two CPUs to have shards of their own with `shards:cpu`, if there are such.
 fn two_cpus() -> Option<[usize; 2]> {
     let cpus = cpus();
-    // Every sixteenth CPU has the same.
-    let other = *cpus.iter().find(|&&cpu| cpu % 16 != cpus[0] % 16)?;
-    Some([cpus[0], other])
+    // Those that share one are next to each other.
+    let (&first, &last) = (cpus.first()?, cpus.last()?);
+    (first != last).then_some([first, last])
 }
 
 fn take(count: usize) -> Vec<Block> {
@@ -97,7 +97,7 @@ fn a_quiet_cpu_lends() {
     const NAME: &str = "a_quiet_cpu_lends";
     child::body(NAME, |_| {
         let Some([one, other]) = two_cpus() else { return };
-        for size in [SIZE, 32] {
+        for size in [SIZE, 32, 8] {
             let count = (16 << 20) / size;
             let kept = on_cpu(one, || every(32, take_of(size, count)));
             let slabs = || check(Level::Lists).expect("the heap is whole").slabs;
@@ -110,12 +110,15 @@ fn a_quiet_cpu_lends() {
             check(Level::Lists).expect("the heap is whole");
         }
     });
-    Child::new(NAME, "").settings("worker:off,shards:cpu").run().succeeded();
+    for settings in ["worker:off", "worker:off,shards:cpu"] {
+        Child::new(NAME, "").settings(settings).run().succeeded();
+    }
 }
 
-/// Nothing is lent of blocks of less than a cache line as long as they are few: no line has blocks in use by both.
+/// Nothing is lent of blocks of less than a cache line as long as they are few: no line has blocks in use by both, also where
+/// CPUs share a cache.
 ///
-/// Red if batches are taken that are on their way to others, in `from_slabs` (`src/percpu/slow.rs`), or slabs are borrowed at
+/// Red if these share a shard: in `cpus::init` (`src/percpu/cpus.rs`), add each CPU to `PartsOfLines` by its cache. Red if batches are taken that are on their way to others, in `from_slabs` (`src/percpu/slow.rs`), or slabs are borrowed at
 /// once, in `alloc_bulk_counted` (`src/slab/bulk.rs`), for classes whose blocks share lines.
 #[test]
 fn lines_are_not_lent() {
@@ -131,7 +134,9 @@ fn lines_are_not_lent() {
         drop((kept, taken));
         check(Level::Lists).expect("the heap is whole");
     });
-    Child::new(NAME, "").settings("worker:off,shards:cpu").run().succeeded();
+    for settings in ["worker:off", "worker:off,shards:cpu"] {
+        Child::new(NAME, "").settings(settings).run().succeeded();
+    }
 }
 
 /// Blocks that go from CPU to CPU, also where memory goes back early, and a child of a fork: the heap is whole.

@@ -5,7 +5,8 @@ use core::sync::atomic::Ordering;
 
 use crate::percpu::{self, Mode, ModeReason};
 use crate::size_class::{CLASS, block_size};
-use crate::slab::{counts_on, shard, transfer};
+use crate::slab::shard::Division;
+use crate::slab::{counts_on, transfer};
 use crate::zone::{COUNTERS, META, mapping, mapping_cache, nodes};
 use crate::{checked, heap, nolock, sys};
 
@@ -67,8 +68,10 @@ pub struct Stats {
     pub mode: Mode,
     /// Why they find them that way.
     pub mode_reason: ModeReason,
-    /// Groups of CPUs that have slabs of their own: [`Config::shards`](crate::Config::shards).
+    /// Groups of CPUs on a node that have slabs of their own: [`Config::shards`](crate::Config::shards).
     pub shards: usize,
+    /// The same for blocks of less than a cache line.
+    pub small_shards: usize,
     /// Whether the kernel has the fence by which any thread stops the stacks of another CPU (`membarrier`, Linux 5.10).
     /// Without, a drain empties the caller's own CPU and says of the others that it could not reach them.
     pub cpu_fence: bool,
@@ -97,7 +100,8 @@ pub(crate) fn stats() -> Stats {
         released: COUNTERS.released.load(Ordering::Relaxed),
         mode: percpu::mode(),
         mode_reason: percpu::mode_reason(),
-        shards: shard::per_node(),
+        shards: Division::Lines.per_node(),
+        small_shards: Division::PartsOfLines.per_node(),
         cpu_fence: percpu::fence_available(),
     };
     if !heap::is_up() {
@@ -180,7 +184,9 @@ impl fmt::Display for Stats {
         writeln!(f, "  free         {:>10}", Size(free_resident))?;
         writeln!(f, "  metadata     {:>10}", Size(metadata))?;
         let fence = if self.cpu_fence { "" } else { "; no fence for other CPUs" };
-        writeln!(f, "mode           {}: {}; shards: {}{fence}", self.mode.name(), self.mode_reason, self.shards)?;
+        let Stats { shards, small_shards, .. } = *self;
+        writeln!(f, "mode           {}: {}{fence}", self.mode.name(), self.mode_reason)?;
+        writeln!(f, "shards         {shards} on a node, {small_shards} of blocks of less than a cache line")?;
         writeln!(f, "slow paths     {} refills, {} flushes, {} drains", self.refills, self.flushes, self.drains)?;
         let (populated, released) = (Size(self.populated), Size(self.released));
         writeln!(f, "the system     {} growths, {populated} populated, {released} given back", self.growths)?;

@@ -310,7 +310,7 @@ impl Region {
     /// As for [`Region::pop`]; `base` is the first entry of the stack's array.
     pub(super) unsafe fn take_all(&self, class: usize, base: *mut usize, taken: &Bundle) -> usize {
         let mut total = 0;
-        while let Some(mut batch) = BatchBox::new(shard_here(node_here())) {
+        while let Some(mut batch) = BatchBox::new(shard_here(node_here(), class)) {
             // SAFETY: the caller's obligation.
             let n = unsafe {
                 self.skip_marks(class, base);

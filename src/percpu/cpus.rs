@@ -1,9 +1,9 @@
 //! The machine's CPUs, the nodes that they are on, and where this thread runs.
 
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
 
 use super::rseq;
-use crate::slab::shard::{self, PER_NODE, Shards, shard_on};
+use crate::slab::shard::{self, Division, PER_NODE, Shards, shard_on};
 use crate::sys;
 use crate::zone::{nodes, note_distances, note_node};
 
@@ -12,8 +12,8 @@ static CPUS: AtomicUsize = AtomicUsize::new(0);
 /// The memory node of every CPU.
 static NODE_OF: [AtomicU8; sys::MAX_CPUS] = [const { AtomicU8::new(0) }; sys::MAX_CPUS];
 
-/// The group of every CPU, which has shards of its own.
-static GROUP_OF: [AtomicU8; sys::MAX_CPUS] = [const { AtomicU8::new(0) }; sys::MAX_CPUS];
+/// The group of every CPU, which has shards of its own, by division.
+static GROUP_OF: [[AtomicU16; sys::MAX_CPUS]; 2] = [const { [const { AtomicU16::new(0) }; sys::MAX_CPUS] }; 2];
 
 /// Learns the machine. Called once, before anything else here. Returns the number of possible CPUs, which may be larger
 /// than that of CPUs with stacks.
@@ -30,53 +30,84 @@ pub(super) fn init(shards: Shards) -> usize {
     // A node may have memory and, so far, no CPU.
     sys::each_node(note_node);
     note_distances();
-    let mut groups = Groups::new();
-    let mut note = |cpu: usize, cache: usize| {
-        GROUP_OF[cpu].store(groups.number(node_of(cpu), cache) as u8, Ordering::Relaxed);
-    };
+    let mut groups = Division::ALL.map(Groups::new);
+    let mut note = |division: Division, cpu: usize, key: usize| groups[division as usize].add(cpu, node_of(cpu), key);
     match shards {
         // A machine of one CPU is not asked.
-        Shards::Auto if possible > 1 => sys::each_cpu_of_cache(note),
+        Shards::Auto if possible > 1 => {
+            let mut knows_caches = false;
+            sys::each_cpu_of_cache(|cpu, cache| {
+                note(Division::Lines, cpu, cache);
+                note(Division::PartsOfLines, cpu, cpu);
+                knows_caches = true;
+            });
+            if !knows_caches {
+                (0..cpus()).for_each(|cpu| note(Division::PartsOfLines, cpu, cpu));
+            }
+        }
         Shards::Auto | Shards::One => {}
         // Those that come later, whose nodes nobody knows, are in the first group of theirs.
-        Shards::Cpu if is_listed => sys::each_cpu_of_node(|cpu, _| note(cpu, cpu)),
-        Shards::Cpu => (0..cpus()).for_each(|cpu| note(cpu, cpu)),
+        Shards::Cpu => {
+            let mut note = |cpu, _| Division::ALL.into_iter().for_each(|division| note(division, cpu, cpu));
+            if is_listed {
+                sys::each_cpu_of_node(note);
+            } else {
+                (0..cpus()).for_each(|cpu| note(cpu, 0));
+            }
+        }
     }
-    shard::init(groups.most());
+    groups.iter().for_each(Groups::settle);
     possible
 }
 
-/// The groups of CPUs on each node, numbered from 0 on as they come.
+/// The groups of CPUs on each node by a division, numbered from 0 on as they come.
 struct Groups {
+    division: Division,
     /// How many there are on each node.
     count: [usize; sys::MAX_NODES],
-    /// The cache that was asked about last, and its group on each node where it has one.
-    cache: Option<usize>,
+    /// The key that came last, and its group on each node where it has one.
+    key: Option<usize>,
     given: [Option<usize>; sys::MAX_NODES],
 }
 
 impl Groups {
-    const fn new() -> Groups {
-        Groups { count: [0; sys::MAX_NODES], cache: None, given: [None; sys::MAX_NODES] }
+    const fn new(division: Division) -> Groups {
+        Groups { division, count: [0; sys::MAX_NODES], key: None, given: [None; sys::MAX_NODES] }
     }
 
-    /// The group of a CPU of a node that has this cache. CPUs come one cache after the other. Where a node has more groups than
-    /// it may have shards, several have the same number.
-    fn number(&mut self, node: usize, cache: usize) -> usize {
-        if self.cache != Some(cache) {
-            self.cache = Some(cache);
+    /// Adds a CPU of a node: to the one before it on the node if that has the same key. Those of a key come in succession.
+    fn add(&mut self, cpu: usize, node: usize, key: usize) {
+        GROUP_OF[self.division as usize][cpu].store(self.number(node, key) as u16, Ordering::Relaxed);
+    }
+
+    fn number(&mut self, node: usize, key: usize) -> usize {
+        if self.key != Some(key) {
+            self.key = Some(key);
             self.given = [None; sys::MAX_NODES];
         }
         let next = &mut self.count[node];
         *self.given[node].get_or_insert_with(|| {
             *next += 1;
-            (*next - 1) % PER_NODE
+            *next - 1
         })
     }
 
-    /// The most that a node has.
-    fn most(&self) -> usize {
-        self.count.into_iter().fold(1, usize::max)
+    /// The shard on a node of its group of that number: several have one in succession, which are next to each other in the
+    /// machine, where there are more groups than a node may have shards.
+    fn shard(&self, node: usize, number: usize) -> usize {
+        number * PER_NODE / self.count[node].max(PER_NODE)
+    }
+
+    /// All have been added.
+    fn settle(&self) {
+        let most = self.count.into_iter().fold(1, usize::max);
+        shard::init(self.division, most);
+        if most > PER_NODE {
+            for (cpu, group) in GROUP_OF[self.division as usize][..cpus()].iter().enumerate() {
+                let shard = self.shard(node_of(cpu), group.load(Ordering::Relaxed) as usize);
+                group.store(shard as u16, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -95,15 +126,15 @@ pub(crate) fn cpu_here() -> usize {
     rseq::cpu().unwrap_or_else(sys::current_cpu)
 }
 
-/// The shard of a CPU, of those of a node, which may be another one than its own.
-pub(super) fn shard_of(node: usize, cpu: usize) -> usize {
-    let group = GROUP_OF.get(cpu).map_or(0, |group| group.load(Ordering::Relaxed));
+/// The shard of a CPU for blocks of a class, of those of a node, which may be another one than its own.
+pub(super) fn shard_of(node: usize, cpu: usize, class: usize) -> usize {
+    let group = GROUP_OF[Division::of(class) as usize].get(cpu).map_or(0, |group| group.load(Ordering::Relaxed));
     shard_on(node, group as usize)
 }
 
-/// The shard of this thread's CPU, of those of a node.
-pub(crate) fn shard_here(node: usize) -> usize {
-    shard_of(node, cpu_here())
+/// The shard of this thread's CPU for blocks of a class, of those of a node.
+pub(crate) fn shard_here(node: usize, class: usize) -> usize {
+    shard_of(node, cpu_here(), class)
 }
 
 /// The memory node this thread runs on.
@@ -128,21 +159,24 @@ pub(super) fn note_node_here(cpu: usize) {
 mod tests {
     use super::*;
 
-    /// Controls: number groups by `cache`, or by one count for all nodes; keep `given` when another cache comes.
+    /// Controls: number groups by `key`, or by one count for all nodes; keep `given` when another key comes; in `shard`, leave
+    /// out `max`, or begin anew with every sixteenth.
     #[test]
     fn groups_are_numbered_on_their_nodes() {
-        let numbers = |cpus: &[(usize, usize)]| {
-            let mut groups = Groups::new();
+        let shards = |cpus: &[(usize, usize)]| {
+            let mut groups = Groups::new(Division::Lines);
             let numbers: Vec<usize> = cpus.iter().map(|&(node, cache)| groups.number(node, cache)).collect();
-            (numbers, groups.most())
+            cpus.iter().zip(numbers).map(|(&(node, _), number)| groups.shard(node, number)).collect::<Vec<usize>>()
         };
-        assert_eq!(numbers(&[]), (vec![], 1));
+        assert_eq!(shards(&[]), []);
         // Two sockets of one cache each, then of two.
-        assert_eq!(numbers(&[(0, 0), (0, 0), (1, 1), (1, 1)]), (vec![0, 0, 0, 0], 1));
-        assert_eq!(numbers(&[(0, 0), (0, 1), (0, 1), (1, 2), (1, 3)]), (vec![0, 1, 1, 0, 1], 2));
+        assert_eq!(shards(&[(0, 0), (0, 0), (1, 1), (1, 1)]), [0, 0, 0, 0]);
+        assert_eq!(shards(&[(0, 0), (0, 1), (0, 1), (1, 2), (1, 3)]), [0, 1, 1, 0, 1]);
         // A cache of two nodes.
-        assert_eq!(numbers(&[(0, 0), (1, 0), (0, 0), (1, 1)]), (vec![0, 0, 0, 1], 2));
+        assert_eq!(shards(&[(0, 0), (1, 0), (0, 0), (1, 1)]), [0, 0, 0, 1]);
         let many: Vec<(usize, usize)> = (0..40).map(|cpu| (0, cpu)).collect();
-        assert_eq!(numbers(&many).0[14..18], [14, 15, 0, 1]);
+        assert_eq!(shards(&many[..16]), Vec::from_iter(0..16));
+        assert_eq!(shards(&many)[..6], [0, 0, 0, 1, 1, 2]);
+        assert_eq!(shards(&many)[38..], [15, 15]);
     }
 }

@@ -132,7 +132,7 @@ pub(crate) fn charge(class: usize, blocks: usize) -> Result<(), ChargeError> {
     for cpu in 0..cpus() {
         let region = region_of(cpu).or_else(|| create_region(cpu)).ok_or(ChargeError::OutOfMemory)?;
         let stop = || fence::stop_reserves(cpu, region);
-        set_charge(region, class, blocks, shard_of(node_of(cpu), cpu), stop, || rseq::start_reserves(cpu, region))?;
+        set_charge(region, class, blocks, shard_of(node_of(cpu), cpu, class), stop, || rseq::start_reserves(cpu, region))?;
     }
     Ok(())
 }
@@ -190,7 +190,7 @@ fn fill(
     // A push that puts nothing found the stack full, or was aborted.
     let mut refused = 0;
     while left > 0 {
-        let got = slab::alloc_bulk(stacks.shard(), class, &mut blocks[..left.min(BATCH)]);
+        let got = slab::alloc_bulk(stacks.shard(class), class, &mut blocks[..left.min(BATCH)]);
         let put = push(&blocks[..got]);
         slab::free_bulk(class, &mut blocks[put..got]);
         refused += usize::from(put == 0);

@@ -49,7 +49,7 @@ pub(crate) fn alloc_slow(class: usize) -> (*mut u8, bool) {
 fn alloc_one(cpu: usize, class: usize) -> usize {
     let mut block = [0];
     // Another node's memory is better than none.
-    nodes_from(node_of(cpu)).any(|node| slab::alloc_bulk(shard_of(node, cpu), class, &mut block) > 0);
+    nodes_from(node_of(cpu)).any(|node| slab::alloc_bulk(shard_of(node, cpu, class), class, &mut block) > 0);
     block[0]
 }
 
@@ -75,8 +75,8 @@ fn refill(stacks: &Stacks, class: usize) -> (usize, bool) {
     let wanted = region.missed(class, Event::Empty, stacks).blocks.max(1);
     region.counters.refills.fetch_add(1, Ordering::Relaxed);
     let _timer = latency::start(SlowPath::Refill);
-    transfer::note_taker(stacks.shard(), class, sys::addr(region.into()));
-    let block = match transfer::pop(stacks.shard(), class) {
+    transfer::note_taker(stacks.shard(class), class, sys::addr(region.into()));
+    let block = match transfer::pop(stacks.shard(class), class) {
         Some(batch) => from_batch(stacks, class, wanted, batch),
         // The room is for one batch or the other: the larger takes as long to clear as ten blocks to find.
         None if wanted <= BATCH => from_slabs::<BATCH>(stacks, class, wanted),
@@ -105,7 +105,7 @@ fn from_batch(stacks: &Stacks, class: usize, wanted: usize, mut batch: transfer:
 /// what is used there.
 fn from_slabs<const N: usize>(stacks: &Stacks, class: usize, wanted: usize) -> usize {
     let mut blocks = [0; N];
-    let shard = stacks.shard();
+    let shard = stacks.shard(class);
     let (mut got, mut in_use) = slab::take_bulk_counted(shard, class, &mut blocks[..wanted]);
     if got == 0 {
         if !CLASS[class].shares_lines()
@@ -206,7 +206,7 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     if surplus == 0 {
         return slab::free_bulk(class, &mut [block]);
     }
-    let Some(mut batch) = transfer::BatchBox::with_room(stacks.shard(), surplus) else {
+    let Some(mut batch) = transfer::BatchBox::with_room(stacks.shard(class), surplus) else {
         return slab::free_bulk(class, &mut [block]);
     };
     // There is to be room for the block, too.
@@ -237,14 +237,14 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
 
 /// Whether no other CPU of the shard was the last to be out of blocks of the class.
 fn is_taker(stacks: &Stacks, class: usize) -> bool {
-    transfer::taker(stacks.shard(), class) == sys::addr(stacks.region().into())
+    transfer::taker(stacks.shard(class), class) == sys::addr(stacks.region().into())
 }
 
 /// Sends home what is on this CPU's stack of a class and, unless others want it, some of what is on its way to the shard's.
 /// All of the stack, whose lowest blocks are those that have been there for longest: a few microseconds for a full one.
 fn sweep_class(stacks: &Stacks, class: usize) {
     let most = CLASS[class].batch_max as usize;
-    let Some(mut batch) = transfer::BatchBox::with_room(stacks.shard(), most) else { return };
+    let Some(mut batch) = transfer::BatchBox::with_room(stacks.shard(class), most) else { return };
     for _ in 0..=CLASS[class].capacity_max as usize / most {
         let len = stacks.pop_batch(class, &mut batch.room()[..most]);
         if len == 0 {
@@ -254,7 +254,7 @@ fn sweep_class(stacks: &Stacks, class: usize) {
         slab::free_bulk(class, batch.blocks());
     }
     for _ in 0..SWEPT_IN_TRANSFER {
-        let Some(mut batch) = is_taker(stacks, class).then(|| transfer::pop(stacks.shard(), class)).flatten() else {
+        let Some(mut batch) = is_taker(stacks, class).then(|| transfer::pop(stacks.shard(class), class)).flatten() else {
             return stacks.region().swept(class);
         };
         slab::free_bulk(class, batch.blocks());
@@ -263,7 +263,7 @@ fn sweep_class(stacks: &Stacks, class: usize) {
 
 /// To another CPU, or to the slabs.
 fn pass_on(stacks: &Stacks, class: usize, batch: transfer::BatchBox) {
-    if let Err(mut batch) = transfer::push(stacks.shard(), class, batch) {
+    if let Err(mut batch) = transfer::push(stacks.shard(class), class, batch) {
         slab::free_bulk(class, batch.blocks());
     }
 }

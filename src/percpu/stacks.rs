@@ -36,13 +36,13 @@ impl Stacks {
         }
     }
 
-    /// The shard that blocks come from.
-    pub(super) fn shard(&self) -> usize {
+    /// The shard that blocks of a class come from.
+    pub(super) fn shard(&self, class: usize) -> usize {
         let cpu = match self {
             Stacks::Cpu(cpu, _) => *cpu,
             Stacks::Thread(_) => sys::current_cpu(),
         };
-        shard_of(node_of(cpu), cpu)
+        shard_of(node_of(cpu), cpu, class)
     }
 
     pub(super) fn pop(&self, class: usize) -> usize {

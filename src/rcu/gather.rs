@@ -47,7 +47,7 @@ impl Gather {
         }
         let node = slab::node_of(address, class);
         let filling = &mut self.batches[node][class];
-        let Some(mut batch) = filling.take().or_else(|| BatchBox::new(percpu::shard_here(node))) else {
+        let Some(mut batch) = filling.take().or_else(|| BatchBox::new(percpu::shard_here(node, class))) else {
             self.note_freed(class, 1);
             return slab::free_bulk(class, &mut [address]);
         };
@@ -92,7 +92,7 @@ impl Gather {
 
 /// To the CPUs of a node, or to its slabs.
 fn pass_on(node: usize, class: usize, batch: BatchBox) {
-    if let Err(mut batch) = transfer::push(percpu::shard_here(node), class, batch) {
+    if let Err(mut batch) = transfer::push(percpu::shard_here(node, class), class, batch) {
         slab::free_bulk(class, batch.blocks());
     }
 }

@@ -38,7 +38,7 @@ pub(crate) fn take_bulk_counted(shard: usize, class: usize, out: &mut [usize]) -
         return (0, 0);
     }
     let mut slabs = central(shard, class).lock();
-    (take_partial(&mut slabs, fixed, out), slabs.counts.out * shard::per_node())
+    (take_partial(&mut slabs, fixed, out), slabs.counts.out * shard::per_node(class))
 }
 
 /// As [`alloc_bulk`]; returns also how many blocks of the class the node has handed out, these among them, if its shards are all
@@ -56,7 +56,7 @@ pub(crate) fn alloc_bulk_counted(shard: usize, class: usize, out: &mut [usize]) 
         taken = take_partial(&mut slabs, fixed, out);
     }
     if taken > 0 {
-        return (taken, slabs.counts.out * shard::per_node());
+        return (taken, slabs.counts.out * shard::per_node(class));
     }
     drop(slabs);
     // The new slab is filled from before anybody else sees it, without the lock.
@@ -101,13 +101,13 @@ pub(crate) fn alloc_bulk_counted(shard: usize, class: usize, out: &mut [usize]) 
     if left > 0 {
         slabs.link(slab);
     }
-    (taken, slabs.counts.out * shard::per_node())
+    (taken, slabs.counts.out * shard::per_node(class))
 }
 
 /// Takes blocks from slabs of the node's other shards, whether they could spare them or not.
 #[cold]
 fn take_from_others(shard: usize, class: usize, out: &mut [usize]) -> usize {
-    others(shard)
+    others(shard, class)
         .map(|other| take_partial(&mut central(other, class).lock(), &CLASS[class], out))
         .find(|&n| n > 0)
         .unwrap_or(0)
@@ -254,7 +254,7 @@ fn give_each(
     let Some(&first) = blocks.first() else { return done };
     let (mut zone, _) = zone_of(first, class);
     let mut committed = zone.committed_bytes();
-    let alone = shard::is_alone();
+    let alone = shard::is_alone(class);
     // Blocks that are back and not counted yet.
     let mut given = 0;
     let mut at = 0;

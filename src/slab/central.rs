@@ -27,7 +27,7 @@ pub(crate) fn central(shard: usize, class: usize) -> &'static Central {
 
 /// How the blocks of a class on a node stand, in all of its shards.
 pub(crate) fn counts_on(node: usize, class: usize) -> Counts {
-    shards_of(node).map(|shard| central(shard, class).counts()).fold(Counts::NONE, Counts::plus)
+    shards_of(node, class).map(|shard| central(shard, class).counts()).fold(Counts::NONE, Counts::plus)
 }
 
 /// The slabs of a class in a shard; aligned so that two classes share no cache line.
@@ -212,7 +212,7 @@ impl Slabs {
     /// Gets a slab from another shard of the node that can spare one; whether there was any. These are the slabs of `shard`.
     pub(super) fn borrow(&mut self, shard: usize, index: usize) -> bool {
         let class = &CLASS[index];
-        let Some(slab) = others(shard).find_map(|other| central(other, index).lend(class, shard)) else { return false };
+        let Some(slab) = others(shard, index).find_map(|other| central(other, index).lend(class, shard)) else { return false };
         // SAFETY: a slab that is this central's from now on, whose lock is held.
         let this = unsafe { slab.as_ref() };
         self.counts.slabs += 1;

@@ -231,8 +231,8 @@ fn punch(shard: usize, class: usize, spared: usize) -> usize {
 /// zero.
 fn slab_classes() -> impl Iterator<Item = (usize, usize)> {
     let poisoned = hardening::any(Hardening::POISON);
-    let classes = move || (0..CLASSES).filter(move |&class| !poisoned && !CLASS[class].is_run());
-    shards().flat_map(move |shard| classes().map(move |class| (shard, class)))
+    let classes = (0..CLASSES).filter(move |&class| !poisoned && !CLASS[class].is_run());
+    classes.flat_map(|class| shards(class).map(move |shard| (shard, class)))
 }
 
 /// Bytes of free blocks in slabs that have memory behind them, whatever is in use beside them.
@@ -257,7 +257,7 @@ pub(crate) fn punch_unused(everywhere: bool) -> usize {
         let (counts, least) = central(shard, class).take_least();
         let least = if everywhere { counts.free } else { least };
         let unused = least * block_size(class);
-        if unused.min(counts.idle_bytes(class)) >= NEGLIGIBLE / shard::per_node() && sys::releases_at_once() {
+        if unused.min(counts.idle_bytes(class)) >= NEGLIGIBLE / shard::per_node(class) && sys::releases_at_once() {
             bytes += punch(shard, class, counts.free - least);
         }
     }

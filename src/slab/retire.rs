@@ -41,11 +41,6 @@ pub(super) fn retire(class: &Class, mut emptied: *mut Slab) {
     }
 }
 
-/// Classes that have empty slabs in a shard.
-fn classes_with(shard: usize) -> impl Iterator<Item = usize> {
-    (0..CLASSES).filter(move |&class| empty::are_there(shard, class))
-}
-
 /// Retires empty slabs of a class, as many as `wanted` says of how many there are; returns their bytes.
 fn retire_some(shard: usize, class: usize, wanted: impl FnOnce(usize) -> usize) -> usize {
     let fixed = &CLASS[class];
@@ -69,9 +64,9 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
 
     let hand = HAND.load(Ordering::Relaxed);
     let mut bytes = 0;
-    let all = || shards_of(node).flat_map(|shard| classes_with(shard).map(move |class| (shard, class)));
-    let from_hand = all().filter(|&(_, class)| class >= hand);
-    for (shard, class) in from_hand.chain(all().filter(|&(_, class)| class < hand)) {
+    let shards = |class| shards_of(node, class).map(move |shard| (shard, class));
+    let with_any = (hand..CLASSES).chain(0..hand).flat_map(shards).filter(|&(shard, class)| empty::are_there(shard, class));
+    for (shard, class) in with_any {
         bytes += retire_some(shard, class, |_| (wanted - bytes).div_ceil(slab_bytes(&CLASS[class])));
         if bytes >= wanted {
             HAND.store(class, Ordering::Relaxed);
@@ -81,21 +76,25 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
     bytes > 0
 }
 
+/// Shards and classes that have empty slabs.
+fn all_with_any() -> impl Iterator<Item = (usize, usize)> {
+    let all = (0..CLASSES).flat_map(|class| shards(class).map(move |shard| (shard, class)));
+    all.filter(|&(shard, class)| empty::are_there(shard, class))
+}
+
 /// Retires all empty slabs; returns their bytes.
 pub(crate) fn retire_all() -> usize {
-    shards().flat_map(|shard| classes_with(shard).map(move |class| retire_some(shard, class, |all| all))).sum()
+    all_with_any().map(|(shard, class)| retire_some(shard, class, |all| all)).sum()
 }
 
 /// Retires those that nobody has needed since this was last called; returns their bytes.
 pub(crate) fn retire_unused() -> usize {
     let mut bytes = 0;
-    for shard in shards() {
-        // Of a class that has none the fewest were none.
-        for class in classes_with(shard) {
-            let least = central(shard, class).take_least_empty();
-            if least > 0 {
-                bytes += retire_some(shard, class, |_| least);
-            }
+    // Of a class that has none the fewest were none.
+    for (shard, class) in all_with_any() {
+        let least = central(shard, class).take_least_empty();
+        if least > 0 {
+            bytes += retire_some(shard, class, |_| least);
         }
     }
     bytes

@@ -17,54 +17,81 @@
 //! to them (`transfer.rs`), then a slab that they have had no use for since somebody last came by (`central.rs`). So a shard
 //! that is quiet lends what it has, and one whose blocks come and go keeps it.
 //!
-//! Of blocks of less than a cache line a shard takes no batches from others, and no slabs before it has 256 KiB of its own for the
-//! class: what is left of a line would be in use at two places for as long as the program runs, since stacks hand out last
-//! what was freed last. (Four threads with 10,000 blocks each, `sh6bench`, took a quarter longer on two CPUs without a
-//! cache in common.)
+//! Blocks of less than a cache line are another matter: what is left of a line would be written to on two CPUs for as long as the
+//! program runs, since stacks hand out last what was freed last, and that is slow whether these have a cache in common or not.
+//! So CPUs are divided in two ways ([`Division`]): for such blocks each has a shard of its own also where it shares a
+//! cache, and that takes no batches from others, and no slabs before it has 256 KiB of its own for the class.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::size_class::CLASS;
 use crate::sys;
 use crate::zone::nodes;
 
 /// Which CPUs share slabs, and which have their own: a matter of time against memory. Chosen when the heap comes up, by
-/// [`Config::shards`](crate::Config::shards).
+/// [`Config::shards`](crate::Config::shards). A memory node has 16 groups of CPUs at most: where there would be more, those
+/// that come one after the other are in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Shards {
-    /// Those with a third-level cache in common share them, if the system says which these are.
+    /// Those with a third-level cache in common share them, if the system says which these are; but none share those of blocks
+    /// of less than a cache line, so that no line is written to on several CPUs.
     Auto,
     /// All of a memory node do: least memory.
     One,
-    /// None do, up to 16 CPUs. For virtual machines whose CPUs are now here, now there, whatever the system says of their
-    /// caches.
+    /// None do. For virtual machines whose CPUs are now here, now there, whatever the system says of their caches.
     Cpu,
 }
 
-/// Most shards of a node. Where it has more groups of CPUs, every sixteenth has the same one.
+/// Most shards of a node.
 pub(crate) const PER_NODE: usize = 16;
 /// All shards that there may be: those of a node have consecutive numbers.
 pub(crate) const SHARDS: usize = sys::MAX_NODES * PER_NODE;
 
 const _: () = assert!(SHARDS <= 1 << u8::BITS);
 
-/// Shards of each node that are in use. Relaxed: set before initialisation is announced.
-static COUNT: AtomicUsize = AtomicUsize::new(1);
-
-/// Sets how many groups of CPUs a node has, at most.
-pub(crate) fn init(groups: usize) {
-    COUNT.store(groups.clamp(1, PER_NODE), Ordering::Relaxed);
+/// Two ways to divide CPUs into groups, for two kinds of classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Division {
+    /// For classes whose blocks have cache lines to themselves.
+    Lines,
+    /// For those of which several blocks lie in a line.
+    PartsOfLines,
 }
 
-/// Shards of each node.
-pub(crate) fn per_node() -> usize {
-    COUNT.load(Ordering::Relaxed)
+impl Division {
+    pub(crate) const ALL: [Division; 2] = [Division::Lines, Division::PartsOfLines];
+
+    /// That of a class.
+    #[inline(always)]
+    pub(crate) fn of(class: usize) -> Division {
+        if CLASS[class].shares_lines() { Division::PartsOfLines } else { Division::Lines }
+    }
+
+    /// Shards of each node.
+    pub(crate) fn per_node(self) -> usize {
+        COUNTS[self as usize].load(Ordering::Relaxed)
+    }
 }
 
-/// Whether there is one shard, and no other on any node.
-pub(super) fn is_alone() -> bool {
-    per_node() == 1 && nodes().len() == 1
+/// Shards of each node that are in use, by division. Relaxed: set before initialisation is announced.
+static COUNTS: [AtomicUsize; 2] = [const { AtomicUsize::new(1) }; 2];
+
+/// Sets how many groups of CPUs a node has by a division, at most.
+pub(crate) fn init(division: Division, groups: usize) {
+    COUNTS[division as usize].store(groups.clamp(1, PER_NODE), Ordering::Relaxed);
+}
+
+/// Shards of each node for blocks of a class.
+pub(crate) fn per_node(class: usize) -> usize {
+    Division::of(class).per_node()
+}
+
+/// Whether there is one shard for a class, and no other on any node.
+pub(super) fn is_alone(class: usize) -> bool {
+    per_node(class) == 1 && nodes().len() == 1
 }
 
 /// The shard of a group of CPUs, of those of a node.
@@ -77,9 +104,9 @@ pub(crate) fn node_of(shard: usize) -> usize {
     shard / PER_NODE
 }
 
-/// All shards of a node.
-pub(crate) fn shards_of(node: usize) -> Range<usize> {
-    first_of(node)..first_of(node) + per_node()
+/// All shards of a node for blocks of a class.
+pub(crate) fn shards_of(node: usize, class: usize) -> Range<usize> {
+    first_of(node)..first_of(node) + per_node(class)
 }
 
 /// The shard of a node in which what is of none is counted.
@@ -87,13 +114,19 @@ pub(crate) fn first_of(node: usize) -> usize {
     shard_on(node, 0)
 }
 
-/// All shards.
-pub(crate) fn shards() -> impl Iterator<Item = usize> + Clone {
-    (0..nodes().len()).flat_map(shards_of)
+/// All shards for blocks of a class.
+pub(crate) fn shards(class: usize) -> impl Iterator<Item = usize> {
+    (0..nodes().len()).flat_map(move |node| shards_of(node, class))
 }
 
-/// The other shards of a shard's node, from the next one on.
-pub(super) fn others(shard: usize) -> impl Iterator<Item = usize> {
-    let (first, count) = (first_of(node_of(shard)), per_node());
+/// All shards, whatever for.
+pub(super) fn numbers() -> impl Iterator<Item = usize> {
+    let count = Division::ALL.into_iter().map(Division::per_node).fold(1, usize::max);
+    (0..nodes().len()).flat_map(move |node| first_of(node)..first_of(node) + count)
+}
+
+/// The other shards for blocks of a class on a shard's node, from the next one on.
+pub(super) fn others(shard: usize, class: usize) -> impl Iterator<Item = usize> {
+    let (first, count) = (first_of(node_of(shard)), per_node(class));
     (1..count).map(move |n| first + (shard - first + n) % count)
 }

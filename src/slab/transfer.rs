@@ -9,10 +9,10 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use super::bulk;
-use super::shard::{self, SHARDS, shards};
+use super::shard::{self, Division, SHARDS, numbers, shards};
 use crate::size_class::{BATCH, BATCH_MAX, CLASS, CLASSES, block_size};
 use crate::tagged_stack::{Links, NUMBER_BITS, Stack};
-use crate::zone::META;
+use crate::zone::{META, nodes};
 
 /// Room for blocks: [`BATCH`] of them in 512 bytes, or in four times as much, of which these are the start, [`BATCH_MAX`].
 #[repr(C, align(64))]
@@ -103,7 +103,7 @@ impl Pool {
     fn get_with(&self, shard: usize, kind: Kind, memory: impl Fn() -> Option<NonNull<u8>>) -> Option<u32> {
         let spare = |shard: usize| &self.spare[shard].0[kind as usize];
         // Those of others are better than new ones: where blocks go from shard to shard, so do batches.
-        let all = iter::once(shard).chain(shards().filter(|&other| other != shard));
+        let all = iter::once(shard).chain(numbers().filter(|&other| other != shard));
         if let Some(number) = all.filter(|&shard| spare(shard).len() > 0).find_map(|shard| spare(shard).pop(self)) {
             return Some(number);
         }
@@ -236,8 +236,8 @@ impl Drop for BatchBox {
     }
 }
 
-/// Most bytes of batches in transfer, per CPU of the machine.
-pub(crate) const TRANSFER_BYTES_PER_CPU: usize = 256 << 10;
+/// Most bytes of batches in transfer, per CPU of the machine: of blocks of a cache line and more, and of smaller ones.
+pub(crate) const TRANSFER_BYTES_PER_CPU: [usize; 2] = [256 << 10, 64 << 10];
 
 /// Batches of a class on their way to the CPUs of a shard.
 #[repr(align(64))]
@@ -270,21 +270,29 @@ pub(crate) fn taker(shard: usize, class: usize) -> usize {
     LANES[shard][class].taker.load(Ordering::Relaxed)
 }
 
-/// Bytes of all blocks on the lanes of a shard. Relaxed throughout: a bound kept to within a batch per CPU.
+/// Bytes of blocks on the lanes of a shard. Relaxed throughout: a bound kept to within a batch per CPU.
 #[repr(align(64))]
 struct Bytes(AtomicUsize);
-static BYTES: [Bytes; SHARDS] = [const { Bytes(AtomicUsize::new(0)) }; SHARDS];
-/// Most that there may be of a shard. Set once, at initialisation.
-static BYTES_MAX: AtomicUsize = AtomicUsize::new(0);
+/// Those of all shards, by division.
+static BYTES: [[Bytes; SHARDS]; 2] = [const { [const { Bytes(AtomicUsize::new(0)) }; SHARDS] }; 2];
+/// Most that there may be of a shard, by division. Set once, at initialisation.
+static BYTES_MAX: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
-/// Sets the bound for a machine of `cpus` processors.
+fn bytes_on(shard: usize, class: usize) -> &'static AtomicUsize {
+    &BYTES[Division::of(class) as usize][shard].0
+}
+
+/// Sets the bounds for a machine of `cpus` processors.
 pub(crate) fn init(cpus: usize) {
-    BYTES_MAX.store(cpus.saturating_mul(TRANSFER_BYTES_PER_CPU) / shards().count(), Ordering::Relaxed);
+    for division in Division::ALL {
+        let all = cpus.saturating_mul(TRANSFER_BYTES_PER_CPU[division as usize]);
+        BYTES_MAX[division as usize].store(all / (nodes().len() * division.per_node()), Ordering::Relaxed);
+    }
 }
 
 /// Bytes of blocks in transfer.
 pub(crate) fn bytes() -> usize {
-    shards().map(|shard| BYTES[shard].0.load(Ordering::Relaxed)).sum()
+    BYTES.iter().map(|bytes| numbers().map(|shard| bytes[shard].0.load(Ordering::Relaxed)).sum::<usize>()).sum()
 }
 
 /// Passes a batch on to CPUs of `here`, which have the blocks in their caches; if enough are on their way there, to those of
@@ -293,14 +301,14 @@ pub(crate) fn push(here: usize, class: usize, mut batch: BatchBox) -> Result<(),
     let bytes = batch.len() * block_size(class);
     // A class may fill an eighth of the bound, but at least two batches.
     let usual = CLASS[class].batch as usize * block_size(class);
-    let bound = BYTES_MAX.load(Ordering::Relaxed);
+    let bound = BYTES_MAX[Division::of(class) as usize].load(Ordering::Relaxed);
     let most = (bound / 8 / bytes.max(usual)).max(2);
     let has_room = |&shard: &usize| {
-        (LANES[shard][class].batches.len() as usize) < most && BYTES[shard].0.load(Ordering::Relaxed) + bytes <= bound
+        (LANES[shard][class].batches.len() as usize) < most && bytes_on(shard, class).load(Ordering::Relaxed) + bytes <= bound
     };
     let from = || other_shard_of(here, class, batch.blocks()).filter(has_room);
     let Some(to) = Some(here).filter(has_room).or_else(from) else { return Err(batch) };
-    BYTES[to].0.fetch_add(bytes, Ordering::Relaxed);
+    bytes_on(to, class).fetch_add(bytes, Ordering::Relaxed);
     let number = batch.number;
     core::mem::forget(batch);
     LANES[to][class].batches.push(&POOL, number);
@@ -321,13 +329,13 @@ pub(crate) fn pop(shard: usize, class: usize) -> Option<BatchBox> {
     }
     let mut batch = BatchBox { number: lane.pop(&POOL)? };
     batch.note_shard(shard);
-    BYTES[shard].0.fetch_sub(batch.len() * block_size(class), Ordering::Relaxed);
+    bytes_on(shard, class).fetch_sub(batch.len() * block_size(class), Ordering::Relaxed);
     Some(batch)
 }
 
 /// A batch of the class for another shard of the same node.
 pub(crate) fn pop_other(shard: usize, class: usize) -> Option<BatchBox> {
-    let mut batch = shard::others(shard).find_map(|other| pop(other, class))?;
+    let mut batch = shard::others(shard, class).find_map(|other| pop(other, class))?;
     batch.note_shard(shard);
     Some(batch)
 }
@@ -344,8 +352,8 @@ pub(crate) fn changes() -> (u64, u64) {
 /// Gives everything in transfer back to the slabs; returns the bytes.
 pub(crate) fn drain() -> usize {
     let mut bytes = 0;
-    for shard in shards() {
-        for class in 0..CLASSES {
+    for class in 0..CLASSES {
+        for shard in shards(class) {
             while let Some(mut batch) = pop(shard, class) {
                 bytes += batch.len() * block_size(class);
                 crate::slab::free_bulk(class, batch.blocks());
