@@ -48,6 +48,8 @@ fn misuse_by_resizing(pointer: *mut u8, size: usize, new: usize) {
 fn twice(size: usize) {
     let _neighbours = [take(size), take(size)];
     let block = take(size);
+    // What is needed to say an address is there then on this CPU, and does not come from where the block was.
+    say("block", format!("{block:p}"));
     free(block, size);
     misuse(block, size, 8);
 }
@@ -164,6 +166,7 @@ const CASES: [Case; 38] = [
     ("resize-with-other-size", WRONG_SIZE, || misuse_by_resizing(take(RUN), 2 * RUN, 3 * RUN)),
     ("resize-after-free", NOT_IN_USE, || {
         let run = take(RUN);
+        say("block", format!("{run:p}"));
         free(run, RUN);
         misuse_by_resizing(run, RUN, 2 * RUN);
     }),

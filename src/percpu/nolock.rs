@@ -132,7 +132,9 @@ pub(crate) fn charge(class: usize, blocks: usize) -> Result<(), ChargeError> {
     for cpu in 0..cpus() {
         let region = region_of(cpu).or_else(|| create_region(cpu)).ok_or(ChargeError::OutOfMemory)?;
         let stop = || fence::stop_reserves(cpu, region);
-        set_charge(region, class, blocks, shard_of(node_of(cpu), cpu, class), stop, || rseq::start_reserves(cpu, region))?;
+        set_charge(region, class, blocks, shard_of(node_of(cpu), cpu, class), stop, || {
+            rseq::start_reserves(cpu, region)
+        })?;
     }
     Ok(())
 }

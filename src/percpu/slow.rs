@@ -254,7 +254,8 @@ fn sweep_class(stacks: &Stacks, class: usize) {
         slab::free_bulk(class, batch.blocks());
     }
     for _ in 0..SWEPT_IN_TRANSFER {
-        let Some(mut batch) = is_taker(stacks, class).then(|| transfer::pop(stacks.shard(class), class)).flatten() else {
+        let Some(mut batch) = is_taker(stacks, class).then(|| transfer::pop(stacks.shard(class), class)).flatten()
+        else {
             return stacks.region().swept(class);
         };
         slab::free_bulk(class, batch.blocks());

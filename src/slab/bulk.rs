@@ -21,8 +21,10 @@ use crate::zone::{BELL, HOLES, Purpose, Zone, nodes};
 /// has this many bytes in use: a program so large will use the rest of the slab, too.
 const POPULATE_FROM: usize = 8 << 20;
 
-/// Bytes of slabs from which on a shard borrows others of a class whose blocks share lines.
+/// Bytes of slabs from which on a shard borrows others of a class whose blocks share lines: at most, and of all shards of a node
+/// together.
 const BORROW_FROM: usize = 256 << 10;
+const ALL_BORROW_FROM: usize = 1 << 20;
 
 /// Fills `out` with blocks of `class`, from `shard` if it has or gets any; returns how many there are.
 ///
@@ -51,7 +53,8 @@ pub(crate) fn alloc_bulk_counted(shard: usize, class: usize, out: &mut [usize]) 
     }
     let mut slabs = central(shard, class).lock();
     let mut taken = take_partial(&mut slabs, fixed, out);
-    let has_few = slabs.counts.slabs * fixed.pages as usize * PAGE < BORROW_FROM;
+    let few = BORROW_FROM.min(ALL_BORROW_FROM / shard::per_node(class));
+    let has_few = slabs.counts.slabs * fixed.pages as usize * PAGE < few;
     if taken == 0 && !(fixed.shares_lines() && has_few) && slabs.borrow(shard, class) {
         taken = take_partial(&mut slabs, fixed, out);
     }

@@ -212,7 +212,9 @@ impl Slabs {
     /// Gets a slab from another shard of the node that can spare one; whether there was any. These are the slabs of `shard`.
     pub(super) fn borrow(&mut self, shard: usize, index: usize) -> bool {
         let class = &CLASS[index];
-        let Some(slab) = others(shard, index).find_map(|other| central(other, index).lend(class, shard)) else { return false };
+        let Some(slab) = others(shard, index).find_map(|other| central(other, index).lend(class, shard)) else {
+            return false;
+        };
         // SAFETY: a slab that is this central's from now on, whose lock is held.
         let this = unsafe { slab.as_ref() };
         self.counts.slabs += 1;

@@ -65,7 +65,8 @@ fn make_room_now(node: usize, wanted: usize) -> bool {
     let hand = HAND.load(Ordering::Relaxed);
     let mut bytes = 0;
     let shards = |class| shards_of(node, class).map(move |shard| (shard, class));
-    let with_any = (hand..CLASSES).chain(0..hand).flat_map(shards).filter(|&(shard, class)| empty::are_there(shard, class));
+    let with_any =
+        (hand..CLASSES).chain(0..hand).flat_map(shards).filter(|&(shard, class)| empty::are_there(shard, class));
     for (shard, class) in with_any {
         bytes += retire_some(shard, class, |_| (wanted - bytes).div_ceil(slab_bytes(&CLASS[class])));
         if bytes >= wanted {

@@ -20,7 +20,8 @@
 //! Blocks of less than a cache line are another matter: what is left of a line would be written to on two CPUs for as long as the
 //! program runs, since stacks hand out last what was freed last, and that is slow whether these have a cache in common or not.
 //! So CPUs are divided in two ways ([`Division`]): for such blocks each has a shard of its own also where it shares a
-//! cache, and that takes no batches from others, and no slabs before it has 256 KiB of its own for the class.
+//! cache, and that takes no batches from others, and no slabs before it has some of its own for the class
+//! (256 KiB; 64 KiB where a node has 16).
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};

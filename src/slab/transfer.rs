@@ -304,7 +304,8 @@ pub(crate) fn push(here: usize, class: usize, mut batch: BatchBox) -> Result<(),
     let bound = BYTES_MAX[Division::of(class) as usize].load(Ordering::Relaxed);
     let most = (bound / 8 / bytes.max(usual)).max(2);
     let has_room = |&shard: &usize| {
-        (LANES[shard][class].batches.len() as usize) < most && bytes_on(shard, class).load(Ordering::Relaxed) + bytes <= bound
+        (LANES[shard][class].batches.len() as usize) < most
+            && bytes_on(shard, class).load(Ordering::Relaxed) + bytes <= bound
     };
     let from = || other_shard_of(here, class, batch.blocks()).filter(has_room);
     let Some(to) = Some(here).filter(has_room).or_else(from) else { return Err(batch) };

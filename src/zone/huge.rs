@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! a run is wanted, and all that is free for it is cold:
-//!     a heap below 16 MiB     leaves it to page faults
-//!     a larger one            gives memory to a whole unit of 2 MiB by one call, and takes the run from that
+//!     a heap below 8 MiB      leaves it to page faults
+//!     one below 16 MiB        does so unless huge pages are quick, for all it knows
+//!     any other               gives memory to a whole unit of 2 MiB by one call, and takes the run from that
 //! ```
 //!
-//! What is given memory ahead of its use is free and resident, and counted so; it is less than an eighth of such a
-//! heap, and the less the larger it is. Whether the unit is one huge page or 512 small ones is decided by what both have taken here
+//! What is given memory ahead of its use is free and resident, and counted so; it is less than an eighth of a heap of 16 MiB,
+//! and the less the larger it is, and goes back if nobody takes it for a second. Whether the unit is one huge page or 512 small ones is decided by what both have taken here
 //! so far: a huge page is cleared in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where
 //! the system has to move memory about to have one, or a virtual machine has to get it from its host, it takes several times
 //! as long. (Such stalls are what huge pages are turned off for.)
@@ -33,10 +34,16 @@ use crate::sys;
 /// log2 of the pages in a unit.
 pub(super) const UNIT_ORDER: u32 = 9;
 
-/// Resident bytes of a heap that takes memory by units. Programs of 20 to 70 MiB (`rc_map`, `syn`, `rptest_16t` in
-/// `benches/compare`) take 4 to 25 % less time from here on than from 64 MiB, for 1 to 2 % more memory at their peaks. From 8
-/// MiB on smaller ones would gain as much, for up to a tenth more memory (`medium_loop`).
+/// Resident bytes of a heap that takes memory by units, whatever their kind. Programs of 20 to 70 MiB (`rc_map`, `syn`,
+/// `rptest_16t` in `benches/compare`) take 4 to 25 % less time from here on than from 64 MiB, for 1 to 2 % more memory at their
+/// peaks.
 const LARGE_HEAP: usize = 16 << 20;
+
+/// Resident bytes of a heap that takes memory by huge pages, as long as these are quick. Programs of 17 to 35 MiB (`lru`,
+/// `vec_many`, `json`) take 5 to 10 % less time from here on, for up to a tenth more memory at the peaks of those that have
+/// little more than this; by units of small pages they would gain nothing. (From 4 MiB on `btree`, of 13 MiB, would gain as
+/// much, but for programs of that size one huge page that their host has to find first, 5 ms, is much.)
+const MEDIUM_HEAP: usize = 8 << 20;
 
 /// Bytes of a mapping that grows, and of its heap, from which on it gets huge pages.
 const LARGE_MAPPING: usize = 64 << 20;
@@ -60,7 +67,7 @@ const LOOK_AGAIN: u32 = 128;
 #[repr(u8)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// For the growth of a heap that has 16 MiB resident already, while they come about as quickly as small ones, and for
+    /// For the growth of a heap that has 8 MiB resident already, while they come about as quickly as small ones, and for
     /// blocks of 64 MiB and more that grow, while they take half the time. Smaller heaps, and other blocks beyond 4 MiB, are
     /// left to the system's own setting.
     #[default]
@@ -117,6 +124,11 @@ impl Costs {
         }
     }
 
+    /// Resident bytes from which on a heap takes memory by units.
+    fn least_heap(&self, setting: HugePages) -> usize {
+        if setting == HugePages::Auto && self.prefers_huge() { MEDIUM_HEAP } else { LARGE_HEAP }
+    }
+
     /// Whether the next unit is to be a huge page. While nobody knows what one takes, which may be long, one thread tries.
     fn choose(&self) -> bool {
         let unit = self.units.fetch_add(1, Ordering::Relaxed);
@@ -158,7 +170,7 @@ pub(super) fn is_due(pages: u32) -> bool {
         && !REFUSED.load(Ordering::Relaxed)
         && !MARKS.is_limited()
         && sys::page_size() == PAGE
-        && resident() >= LARGE_HEAP
+        && resident() >= COSTS.least_heap(setting())
 }
 
 /// Has `populate` give memory to a unit, of the kind that is due, and looks at the clock; false if the system refuses. The
@@ -339,6 +351,20 @@ mod tests {
         assert_eq!(run(&costs, 10, 2_000_000, 1_900_000), 9);
         let costs = Costs::new();
         assert_eq!(run(&costs, 10, 700_000, 4_700_000), 1);
+    }
+
+    /// A heap of 8 MiB tries a huge page, and goes on with them if they are quick; units of small pages are for larger ones.
+    ///
+    /// Controls: in `least_heap`, leave out either condition.
+    #[test]
+    fn a_medium_heap_takes_huge_pages_or_none() {
+        let costs = Costs::new();
+        assert_eq!(costs.least_heap(HugePages::Auto), MEDIUM_HEAP);
+        assert_eq!(costs.least_heap(HugePages::Never), LARGE_HEAP);
+        costs.note(true, 200_000);
+        assert_eq!(costs.least_heap(HugePages::Auto), MEDIUM_HEAP);
+        costs.note(true, 25_000_000);
+        assert_eq!(costs.least_heap(HugePages::Auto), LARGE_HEAP);
     }
 
     /// Of several threads that know nothing one tries a huge page.
