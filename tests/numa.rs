@@ -104,7 +104,7 @@ fn blocks_of_two_nodes_go_home_together() {
 
 /// A node that has no empty slabs gets new ones without a look at every class, however many empty ones others have.
 ///
-/// Red on such a machine if all are looked at: in `classes_with` (`src/slab/retire.rs`), leave the filter out.
+/// Red on such a machine if all are looked at: in `make_room_now` (`src/slab/retire.rs`), leave the filter out.
 #[test]
 fn empty_slabs_elsewhere_cost_nothing() {
     let _alone = alone();
