@@ -188,6 +188,12 @@ impl Class {
         self.blocks == 1
     }
 
+    /// Whether two blocks may lie in the pair of cache lines that a processor fetches together.
+    #[inline(always)]
+    pub(crate) const fn is_small(&self) -> bool {
+        self.size as usize <= 2 * LINE
+    }
+
     /// Whether a block may lie in a cache line with others: whoever writes to one then disturbs those who use them.
     #[inline(always)]
     pub(crate) const fn shares_lines(&self) -> bool {

@@ -91,14 +91,13 @@ fn pairs_share_nothing() {
 #[test]
 fn much_at_once_takes_few_locks() {
     const NAME: &str = "much_at_once_takes_few_locks";
-    // One whose slabs CPUs with a cache in common share, and one that each has slabs of its own of. The lanes have room for 512
-    // and 256 of them for each CPU that there may be.
-    child::body(NAME, |size| {
-        let (size, wanted) = if size == "64" { (64, 400) } else { (32, 150) };
+    const SIZE: usize = 32;
+    child::body(NAME, |_| {
         let cpus = cpus();
+        // The lanes have room for 1024 of them for each CPU that there may be.
         let count = 20_000 + 4096 * cpus.len() as u64;
         let take = |count: u64, held: &mut Vec<Block>| {
-            held.extend((0..count).map(|n| Block::new(size, 8, n).expect("there is memory")));
+            held.extend((0..count).map(|n| Block::new(SIZE, 8, n).expect("there is memory")));
         };
         let locks = on_cpu(cpus[0], || {
             let mut held = Vec::with_capacity(count as usize);
@@ -141,47 +140,51 @@ fn much_at_once_takes_few_locks() {
             let mut held = Vec::with_capacity(1000);
             take(60, &mut held);
             let before = shared();
-            take(wanted, &mut held);
+            take(800, &mut held);
             let after = shared();
-            assert!(after.transfers >= before.transfers + wanted / 100, "{before:?} {after:?}");
+            assert!(after.transfers > before.transfers + 4, "{before:?} {after:?}");
             assert_eq!(after.slabs.taken, before.slabs.taken, "{before:?} {after:?}");
         });
     });
-    for (size, settings) in [("64", "worker:off"), ("64", "worker:off,shards:cpu"), ("32", "worker:off")] {
-        Child::new(NAME, size).settings(settings).run().succeeded();
+    for settings in ["worker:off", "worker:off,shards:one"] {
+        Child::new(NAME, "").settings(settings).run().succeeded();
     }
 }
 
 /// What one CPU frees and another allocates is passed on in batches, however much it is, and little of it sees a slab's lock.
 ///
-/// Red if what a CPU flushes goes home once that is much, whoever wants it: have `is_taker` (`src/percpu/slow.rs`) return true.
+/// Red if what a CPU flushes goes home once that is much, whoever wants it: where CPUs share slabs, have `is_taker`
+/// (`src/percpu/slow.rs`) return true; where they do not, leave out `push_back` in `flush`.
 #[test]
 fn what_others_want_is_passed_on() {
     const NAME: &str = "what_others_want_is_passed_on";
-    const SIZE: usize = 64;
-    const COUNT: usize = 500;
-    child::body(NAME, |_| {
+    child::body(NAME, |argument| {
+        let (size, count) = argument.split_once(' ').expect("a size and a count");
+        let (size, count): (usize, usize) = (size.parse().expect("a size"), count.parse().expect("a count"));
         let cpus = cpus();
         if cpus.len() < 2 || HEAP.stats().mode == Mode::PerThread {
             return;
         }
         let turn = || {
             let blocks: Vec<Block> = on_cpu(cpus[0], || {
-                (0..COUNT).map(|n| Block::new(SIZE, 8, n as u64).expect("there is memory")).collect()
+                (0..count).map(|n| Block::new(size, 8, n as u64).expect("there is memory")).collect()
             });
             on_cpu(cpus[1], || drop(blocks));
         };
         // Ten times as much as a CPU may free before its stacks are swept.
-        let warm = (40 << 20) / (COUNT * SIZE);
+        let warm = (40 << 20) / (count * size);
         (0..warm).for_each(|_| turn());
         let before = shared();
         (0..20).for_each(|_| turn());
         let after = shared();
         let (locks, moved) = (after.slabs.taken - before.slabs.taken, after.transfers - before.transfers);
-        assert!(moved >= 200, "{before:?} {after:?}");
+        assert!(moved >= 2 * count as u64 / 5, "{before:?} {after:?}");
         assert!(locks < 100, "{before:?} {after:?}");
     });
-    Child::new(NAME, "").settings("worker:off").run().succeeded();
+    // As many as the lanes have room for.
+    for size_and_count in ["64 500", "144 300"] {
+        Child::new(NAME, size_and_count).settings("worker:off").run().succeeded();
+    }
 }
 
 /// Deferred frees of many classes come back in whole batches, not in as many as there are classes in each page of pointers.

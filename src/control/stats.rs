@@ -70,7 +70,7 @@ pub struct Stats {
     pub mode_reason: ModeReason,
     /// Groups of CPUs on a node that have slabs of their own: [`Config::shards`](crate::Config::shards).
     pub shards: usize,
-    /// The same for blocks of less than a cache line.
+    /// The same for blocks of up to two cache lines.
     pub small_shards: usize,
     /// Whether the kernel has the fence by which any thread stops the stacks of another CPU (`membarrier`, Linux 5.10).
     /// Without, a drain empties the caller's own CPU and says of the others that it could not reach them.
@@ -100,8 +100,8 @@ pub(crate) fn stats() -> Stats {
         released: COUNTERS.released.load(Ordering::Relaxed),
         mode: percpu::mode(),
         mode_reason: percpu::mode_reason(),
-        shards: Division::Lines.per_node(),
-        small_shards: Division::PartsOfLines.per_node(),
+        shards: Division::Large.per_node(),
+        small_shards: Division::Small.per_node(),
         cpu_fence: percpu::fence_available(),
     };
     if !heap::is_up() {
@@ -186,7 +186,7 @@ impl fmt::Display for Stats {
         let fence = if self.cpu_fence { "" } else { "; no fence for other CPUs" };
         let Stats { shards, small_shards, .. } = *self;
         writeln!(f, "mode           {}: {}{fence}", self.mode.name(), self.mode_reason)?;
-        writeln!(f, "shards         {shards} on a node, {small_shards} of blocks of less than a cache line")?;
+        writeln!(f, "shards         {shards} on a node, {small_shards} of blocks up to 128 bytes")?;
         writeln!(f, "slow paths     {} refills, {} flushes, {} drains", self.refills, self.flushes, self.drains)?;
         let (populated, released) = (Size(self.populated), Size(self.released));
         writeln!(f, "the system     {} growths, {populated} populated, {released} given back", self.growths)?;

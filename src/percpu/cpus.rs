@@ -37,12 +37,12 @@ pub(super) fn init(shards: Shards) -> usize {
         Shards::Auto if possible > 1 => {
             let mut knows_caches = false;
             sys::each_cpu_of_cache(|cpu, cache| {
-                note(Division::Lines, cpu, cache);
-                note(Division::PartsOfLines, cpu, cpu);
+                note(Division::Large, cpu, cache);
+                note(Division::Small, cpu, cpu);
                 knows_caches = true;
             });
             if !knows_caches {
-                (0..cpus()).for_each(|cpu| note(Division::PartsOfLines, cpu, cpu));
+                (0..cpus()).for_each(|cpu| note(Division::Small, cpu, cpu));
             }
         }
         Shards::Auto | Shards::One => {}
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn groups_are_numbered_on_their_nodes() {
         let shards = |cpus: &[(usize, usize)]| {
-            let mut groups = Groups::new(Division::Lines);
+            let mut groups = Groups::new(Division::Large);
             let numbers: Vec<usize> = cpus.iter().map(|&(node, cache)| groups.number(node, cache)).collect();
             cpus.iter().zip(numbers).map(|(&(node, _), number)| groups.shard(node, number)).collect::<Vec<usize>>()
         };

@@ -225,10 +225,10 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     if CLASS[class].is_run() {
         return slab::free_bulk(class, batch.blocks());
     }
-    if high && is_taker(stacks, class) {
-        slab::free_bulk(class, batch.blocks());
-    } else {
+    if !(high && is_taker(stacks, class)) {
         pass_on(stacks, class, batch);
+    } else if let Err(mut batch) = transfer::push_back(stacks.shard(class), class, batch) {
+        slab::free_bulk(class, batch.blocks());
     }
     if let Some(class) = sweep {
         sweep_class(stacks, class);

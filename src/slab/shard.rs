@@ -17,11 +17,13 @@
 //! to them (`transfer.rs`), then a slab that they have had no use for since somebody last came by (`central.rs`). So a shard
 //! that is quiet lends what it has, and one whose blocks come and go keeps it.
 //!
-//! Blocks of less than a cache line are another matter: what is left of a line would be written to on two CPUs for as long as the
-//! program runs, since stacks hand out last what was freed last, and that is slow whether these have a cache in common or not.
-//! So CPUs are divided in two ways ([`Division`]): for such blocks each has a shard of its own also where it shares a
-//! cache, and that takes no batches from others, and no slabs before it has some of its own for the class
-//! (256 KiB; 64 KiB where a node has 16).
+//! Blocks of up to two cache lines are another matter: where two CPUs write to parts of one line each of them waits for the other,
+//! whether they have a cache in common or not, and processors fetch lines by pairs. So CPUs are divided in two ways
+//! ([`Division`]): for such blocks each has a shard of its own.
+//!
+//! What is left of a line would be written to on two CPUs for as long as the program runs, since stacks hand out last what was freed
+//! last. So of blocks of less than a line a shard takes no batches from others, and no slabs before it has some of its own for the
+//! class (256 KiB; 64 KiB where a node has 16).
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +39,7 @@ use crate::zone::nodes;
 #[non_exhaustive]
 pub enum Shards {
     /// Those with a third-level cache in common share them, if the system says which these are; but none share those of blocks
-    /// of less than a cache line, so that no line is written to on several CPUs.
+    /// of up to two cache lines, so that few lines are written to on several CPUs.
     Auto,
     /// All of a memory node do: least memory.
     One,
@@ -56,19 +58,19 @@ const _: () = assert!(SHARDS <= 1 << u8::BITS);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Division {
-    /// For classes whose blocks have cache lines to themselves.
-    Lines,
-    /// For those of which several blocks lie in a line.
-    PartsOfLines,
+    /// For classes whose blocks are larger than two cache lines.
+    Large,
+    /// For all others.
+    Small,
 }
 
 impl Division {
-    pub(crate) const ALL: [Division; 2] = [Division::Lines, Division::PartsOfLines];
+    pub(crate) const ALL: [Division; 2] = [Division::Large, Division::Small];
 
     /// That of a class.
     #[inline(always)]
     pub(crate) fn of(class: usize) -> Division {
-        if CLASS[class].shares_lines() { Division::PartsOfLines } else { Division::Lines }
+        if CLASS[class].is_small() { Division::Small } else { Division::Large }
     }
 
     /// Shards of each node.
