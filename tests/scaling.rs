@@ -94,7 +94,7 @@ fn much_at_once_takes_few_locks() {
     const SIZE: usize = 32;
     child::body(NAME, |_| {
         let cpus = cpus();
-        // The lanes have room for 1024 of them for each CPU that there may be.
+        // The lanes have room for 500 of them for each CPU that there may be.
         let count = 20_000 + 4096 * cpus.len() as u64;
         let take = |count: u64, held: &mut Vec<Block>| {
             held.extend((0..count).map(|n| Block::new(SIZE, 8, n).expect("there is memory")));
@@ -140,9 +140,9 @@ fn much_at_once_takes_few_locks() {
             let mut held = Vec::with_capacity(1000);
             take(60, &mut held);
             let before = shared();
-            take(800, &mut held);
+            take(400, &mut held);
             let after = shared();
-            assert!(after.transfers > before.transfers + 4, "{before:?} {after:?}");
+            assert!(after.transfers >= before.transfers + 2, "{before:?} {after:?}");
             assert_eq!(after.slabs.taken, before.slabs.taken, "{before:?} {after:?}");
         });
     });
@@ -182,7 +182,7 @@ fn what_others_want_is_passed_on() {
         assert!(locks < 100, "{before:?} {after:?}");
     });
     // As many as the lanes have room for.
-    for size_and_count in ["64 500", "144 300"] {
+    for size_and_count in ["64 100", "144 300"] {
         Child::new(NAME, size_and_count).settings("worker:off").run().succeeded();
     }
 }

@@ -237,9 +237,7 @@ impl Drop for BatchBox {
 }
 
 /// Most bytes of batches in transfer, per CPU of the machine, by division: of large blocks, and of small ones.
-pub(crate) const TRANSFER_BYTES_PER_CPU: [usize; 2] = [256 << 10, 128 << 10];
-/// The part of that which a class may fill.
-const PARTS: [usize; 2] = [8, 4];
+pub(crate) const TRANSFER_BYTES_PER_CPU: [usize; 2] = [256 << 10, 64 << 10];
 
 /// Batches of a class on their way to the CPUs of a shard.
 #[repr(align(64))]
@@ -301,36 +299,34 @@ pub(crate) fn bytes() -> usize {
 /// another shard that blocks are from. Gives it back if they are from no other, or that has enough, too.
 pub(crate) fn push(here: usize, class: usize, mut batch: BatchBox) -> Result<(), BatchBox> {
     let bytes = batch.len() * block_size(class);
-    let from = || other_shard_of(here, class, batch.blocks()).filter(|&shard| has_room(shard, class, bytes));
-    match Some(here).filter(|&shard| has_room(shard, class, bytes)).or_else(from) {
-        Some(to) => Ok(push_to(to, class, batch)),
-        None => Err(batch),
-    }
+    let has_room = |&shard: &usize| has_room(shard, class, bytes);
+    let from = || other_shard_of(here, class, batch.blocks()).filter(has_room);
+    let to = Some(here).filter(has_room).or_else(from);
+    push_to(to, class, batch)
 }
 
 /// Passes a batch on to CPUs of a shard that blocks are from, other than `here`. Gives it back if they are from no other, or that
 /// has enough.
 pub(crate) fn push_back(here: usize, class: usize, mut batch: BatchBox) -> Result<(), BatchBox> {
     let bytes = batch.len() * block_size(class);
-    match other_shard_of(here, class, batch.blocks()).filter(|&shard| has_room(shard, class, bytes)) {
-        Some(to) => Ok(push_to(to, class, batch)),
-        None => Err(batch),
-    }
+    let to = other_shard_of(here, class, batch.blocks()).filter(|&shard| has_room(shard, class, bytes));
+    push_to(to, class, batch)
 }
 
-fn push_to(shard: usize, class: usize, batch: BatchBox) {
+fn push_to(shard: Option<usize>, class: usize, batch: BatchBox) -> Result<(), BatchBox> {
+    let Some(shard) = shard else { return Err(batch) };
     bytes_on(shard, class).fetch_add(batch.len() * block_size(class), Ordering::Relaxed);
     let number = batch.number;
     core::mem::forget(batch);
     LANES[shard][class].batches.push(&POOL, number);
+    Ok(())
 }
 
-/// Whether a shard's lane of a class may have so many bytes more: a class fills a part of the bound, but at least two batches.
+/// Whether a shard's lane of a class may have so many bytes more: a class fills an eighth of the bound, but at least two batches.
 fn has_room(shard: usize, class: usize, bytes: usize) -> bool {
-    let division = Division::of(class) as usize;
-    let bound = BYTES_MAX[division].load(Ordering::Relaxed);
+    let bound = BYTES_MAX[Division::of(class) as usize].load(Ordering::Relaxed);
     let usual = CLASS[class].batch as usize * block_size(class);
-    let most = (bound / PARTS[division] / bytes.max(usual)).max(2);
+    let most = (bound / 8 / bytes.max(usual)).max(2);
     (LANES[shard][class].batches.len() as usize) < most
         && bytes_on(shard, class).load(Ordering::Relaxed) + bytes <= bound
 }
