@@ -126,7 +126,7 @@ fn a_drain_of_all_leaves_nothing() {
             assert_eq!(HEAP.drain(Drain::All).drained, 0);
 
             // More of a size than a stack holds: batches, which are on no CPU's stacks.
-            drop((0..20_000).map(|n| Block::new(64, 8, n)).collect::<Vec<_>>());
+            drop((0..20_000).map(|n| Block::new(144, 8, n)).collect::<Vec<_>>());
             cpus().into_iter().for_each(|cpu| _ = HEAP.drain(Drain::Cpu(cpu)));
             HEAP.drain(Drain::Local);
             let on_their_way = HEAP.stats().percpu_cached - left;
