@@ -168,7 +168,7 @@ mod tests {
             let numbers: Vec<usize> = cpus.iter().map(|&(node, cache)| groups.number(node, cache)).collect();
             cpus.iter().zip(numbers).map(|(&(node, _), number)| groups.shard(node, number)).collect::<Vec<usize>>()
         };
-        assert_eq!(shards(&[]), []);
+        assert!(shards(&[]).is_empty());
         // Two sockets of one cache each, then of two.
         assert_eq!(shards(&[(0, 0), (0, 0), (1, 1), (1, 1)]), [0, 0, 0, 0]);
         assert_eq!(shards(&[(0, 0), (0, 1), (0, 1), (1, 2), (1, 3)]), [0, 1, 1, 0, 1]);
