@@ -118,8 +118,9 @@ fn a_quiet_cpu_lends() {
 /// Nothing is lent of blocks of less than a cache line as long as they are few: no line has blocks in use by both, also where
 /// CPUs share a cache.
 ///
-/// Red if these share a shard: in `cpus::init` (`src/percpu/cpus.rs`), add each CPU to `Division::Small` by its cache. Red if batches are taken that are on their way to others, in `from_slabs` (`src/percpu/slow.rs`), or slabs are borrowed at
-/// once, in `alloc_bulk_counted` (`src/slab/bulk.rs`), for classes whose blocks share lines.
+/// Red if these share a shard: in `cpus::init` (`src/percpu/cpus.rs`), add each CPU to `Division::Small` by its cache; if batches
+/// are taken that are on their way to others, in `from_slabs` (`src/percpu/slow.rs`), or slabs are borrowed at once, in
+/// `alloc_bulk_counted` (`src/slab/bulk.rs`), for classes whose blocks share lines.
 #[test]
 fn lines_are_not_lent() {
     const NAME: &str = "lines_are_not_lent";

@@ -268,8 +268,8 @@ impl Region {
 
     /// The memory that a class's large array lacks for `capacity` entries; none where its small array has room for them.
     ///
-    /// It is given before the array is used, and not by page faults: those would be taken while the CPU is stopped, and by frees, which must not
-    /// wait for memory when there is none (at the limit of a control group they would, until somebody frees).
+    /// It is given before the array is used, and not by page faults: those would be taken while the CPU is stopped, and by frees,
+    /// which must not wait for memory when there is none (at the limit of a control group they would, until somebody frees).
     ///
     /// These are pages of `META`'s memory, which is never unmapped, so they may be given memory at any time, and twice.
     pub(super) fn lacking(&self, book: &Book, class: usize, capacity: usize) -> Option<Lacking> {

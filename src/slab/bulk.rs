@@ -21,9 +21,9 @@ use crate::zone::{BELL, HOLES, Purpose, Zone, nodes};
 /// has this many bytes in use: a program so large will use the rest of the slab, too.
 const POPULATE_FROM: usize = 8 << 20;
 
-/// Bytes of slabs from which on a shard borrows others of a class whose blocks share lines: at most, and of all shards of a node
-/// together.
+/// Most bytes of slabs that a shard has before it borrows others of a class whose blocks share lines.
 const BORROW_FROM: usize = 256 << 10;
+/// The same of all shards of a node together, which is what that may waste.
 const ALL_BORROW_FROM: usize = 1 << 20;
 
 /// Fills `out` with blocks of `class`, from `shard` if it has or gets any; returns how many there are.

@@ -122,8 +122,8 @@ pub(crate) fn shards(class: usize) -> impl Iterator<Item = usize> {
     (0..nodes().len()).flat_map(move |node| shards_of(node, class))
 }
 
-/// All shards, whatever for.
-pub(super) fn numbers() -> impl Iterator<Item = usize> {
+/// All shards that there are for blocks of any class.
+pub(super) fn shards_of_all_classes() -> impl Iterator<Item = usize> {
     let count = Division::ALL.into_iter().map(Division::per_node).fold(1, usize::max);
     (0..nodes().len()).flat_map(move |node| first_of(node)..first_of(node) + count)
 }

@@ -9,7 +9,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use super::bulk;
-use super::shard::{self, Division, SHARDS, numbers, shards};
+use super::shard::{self, Division, SHARDS, shards, shards_of_all_classes};
 use crate::size_class::{BATCH, BATCH_MAX, CLASS, CLASSES, block_size};
 use crate::tagged_stack::{Links, NUMBER_BITS, Stack};
 use crate::zone::{META, nodes};
@@ -103,7 +103,7 @@ impl Pool {
     fn get_with(&self, shard: usize, kind: Kind, memory: impl Fn() -> Option<NonNull<u8>>) -> Option<u32> {
         let spare = |shard: usize| &self.spare[shard].0[kind as usize];
         // Those of others are better than new ones: where blocks go from shard to shard, so do batches.
-        let all = iter::once(shard).chain(numbers().filter(|&other| other != shard));
+        let all = iter::once(shard).chain(shards_of_all_classes().filter(|&other| other != shard));
         if let Some(number) = all.filter(|&shard| spare(shard).len() > 0).find_map(|shard| spare(shard).pop(self)) {
             return Some(number);
         }
@@ -292,7 +292,8 @@ pub(crate) fn init(cpus: usize) {
 
 /// Bytes of blocks in transfer.
 pub(crate) fn bytes() -> usize {
-    BYTES.iter().map(|bytes| numbers().map(|shard| bytes[shard].0.load(Ordering::Relaxed)).sum::<usize>()).sum()
+    let all = BYTES.iter().flat_map(|bytes| shards_of_all_classes().map(|shard| &bytes[shard].0));
+    all.map(|bytes| bytes.load(Ordering::Relaxed)).sum()
 }
 
 /// Passes a batch on to CPUs of `here`, which have the blocks in their caches; if enough are on their way there, to those of

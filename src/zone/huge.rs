@@ -8,10 +8,10 @@
 //! ```
 //!
 //! What is given memory ahead of its use is free and resident, and counted so; it is less than an eighth of a heap of 16 MiB,
-//! and the less the larger it is, and goes back if nobody takes it for a second. Whether the unit is one huge page or 512 small ones is decided by what both have taken here
-//! so far: a huge page is cleared in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where
-//! the system has to move memory about to have one, or a virtual machine has to get it from its host, it takes several times
-//! as long. (Such stalls are what huge pages are turned off for.)
+//! and the less the larger it is, and goes back if nobody takes it for a second. Whether the unit is one huge page or 512 small
+//! ones is decided by what both have taken here so far: a huge page is cleared in a fraction of the time of 512 faults, and
+//! spares as many entries of the TLB, but where the system has to move memory about to have one, or a virtual machine has to get
+//! it from its host, it takes several times as long. (Such stalls are what huge pages are turned off for.)
 //!
 //! ```text
 //! a mapping has grown, in a heap of 64 MiB:
@@ -40,8 +40,8 @@ pub(super) const UNIT_ORDER: u32 = 9;
 const LARGE_HEAP: usize = 16 << 20;
 
 /// Resident bytes of a heap that takes memory by huge pages, as long as these are quick. Programs of 17 to 35 MiB (`lru`,
-/// `vec_many`, `json`) take 5 to 10 % less time from here on, for up to a tenth more memory at the peaks of those that have
-/// little more than this; by units of small pages they would gain nothing. (From 4 MiB on `btree`, of 13 MiB, would gain as
+/// `vec_many`, `json`) take 5 to 10 % less time from here on, for up to an eighth more memory at the peaks of those that
+/// have little more than this; by units of small pages they would gain nothing. (From 4 MiB on `btree`, of 13 MiB, would gain as
 /// much, but for programs of that size one huge page that their host has to find first, 5 ms, is much.)
 const MEDIUM_HEAP: usize = 8 << 20;
 
