@@ -43,7 +43,7 @@ const LARGE_HEAP: usize = 16 << 20;
 /// `vec_many`, `json`) take 5 to 10 % less time from here on, for up to an eighth more memory at the peaks of those that
 /// have little more than this; by units of small pages they would gain nothing. (From 4 MiB on `btree`, of 13 MiB, would gain as
 /// much, but for programs of that size one huge page that their host has to find first, 5 ms, is much.)
-const MEDIUM_HEAP: usize = 8 << 20;
+const MEDIUM_HEAP: usize = 4 << 20;
 
 /// Bytes of a mapping that grows, and of its heap, from which on it gets huge pages.
 const LARGE_MAPPING: usize = 64 << 20;

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 use super::bell::BELL;
 use super::buddy::{MAX_ORDER, ORDERS, Purpose};
@@ -64,6 +64,8 @@ pub(crate) struct Node {
     zones: AtomicPtr<Zone>,
     /// Guards the list's end, across the system calls that make a zone.
     appending: Lock<()>,
+    /// A thread gives memory to a unit. Relaxed: whoever has not heard of it gives it to one more.
+    populating: AtomicBool,
     /// Bytes of runs that are one block and larger than any class.
     pub(crate) run_bytes: AtomicUsize,
 }
@@ -90,7 +92,12 @@ impl Run {
 
 impl Node {
     const fn new() -> Node {
-        Node { zones: AtomicPtr::new(null_mut()), appending: Lock::new(()), run_bytes: AtomicUsize::new(0) }
+        Node {
+            zones: AtomicPtr::new(null_mut()),
+            appending: Lock::new(()),
+            populating: AtomicBool::new(false),
+            run_bytes: AtomicUsize::new(0),
+        }
     }
 
     /// The node's zones, oldest first.
@@ -108,6 +115,8 @@ impl Node {
         } else {
             self.zones().for_each(|zone| zone.fork_lock(false));
             self.appending.release();
+            // Whoever was at it in the parent does not come to its end in a child.
+            self.populating.store(false, Ordering::Relaxed);
         }
     }
 
@@ -137,7 +146,11 @@ impl Node {
                     run.zone.free(run.page, pages, 0);
                     continue;
                 }
-                if run.warm == 0 && ahead && huge::is_due(pages) {
+                if run.warm == 0
+                    && ahead
+                    && huge::is_due(pages)
+                    && let Some(_alone) = self.begin_unit()
+                {
                     // Once: what another thread takes of it meanwhile is not made up for. The run goes back first, since what is
                     // left of a larger block beside it may be no unit.
                     ahead = false;
@@ -164,6 +177,19 @@ impl Node {
                 return None;
             }
         }
+    }
+
+    /// One thread at a time gives memory to a unit; `None` for all others meanwhile, whose runs get theirs by page faults. What 16
+    /// threads that grow at once need is less than 16 units, and on fewer CPUs each would be kept waiting for all of them.
+    fn begin_unit(&self) -> Option<impl Drop + use<'_>> {
+        struct Alone<'a>(&'a AtomicBool);
+        impl Drop for Alone<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+        let is_first = !self.populating.load(Ordering::Relaxed) && !self.populating.swap(true, Ordering::Relaxed);
+        is_first.then(|| Alone(&self.populating))
     }
 
     /// Its number.
@@ -447,4 +473,26 @@ pub(crate) fn release_from_zones(bytes: usize) -> usize {
 #[inline]
 pub(crate) fn pages_for(bytes: usize) -> usize {
     bytes.div_ceil(PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While one thread gives memory to a unit no other does, nor has a child of a fork to wait for a thread that it does not have.
+    ///
+    /// Controls: have `begin_unit` always be the first, or its guard leave the flag; leave it in `fork_lock`.
+    #[test]
+    fn one_unit_at_a_time() {
+        let node = Node::new();
+        let first = node.begin_unit();
+        assert!(first.is_some() && node.begin_unit().is_none());
+        drop(first);
+        let second = node.begin_unit();
+        assert!(second.is_some());
+        core::mem::forget(second);
+        node.fork_lock(true);
+        node.fork_lock(false);
+        assert!(node.begin_unit().is_some());
+    }
 }
