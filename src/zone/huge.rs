@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! a run is wanted, and all that is free for it is cold:
-//!     a heap below 8 MiB      leaves it to page faults
+//!     a heap below 4 MiB      leaves it to page faults
 //!     one below 16 MiB        does so unless huge pages are quick, for all it knows
 //!     any other               gives memory to a whole unit of 2 MiB by one call, and takes the run from that
 //! ```
 //!
-//! What is given memory ahead of its use is free and resident, and counted so; it is less than an eighth of a heap of 16 MiB,
-//! and the less the larger it is, and goes back if nobody takes it for a second. Whether the unit is one huge page or 512 small
+//! What is given memory ahead of its use is free and resident, and counted so; it is half of a heap of 4 MiB, an eighth of one of
+//! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
+//! unit made; others that want one meanwhile go on by page faults. Whether the unit is one huge page or 512 small
 //! ones is decided by what both have taken here so far: a huge page is cleared in a fraction of the time of 512 faults, and
 //! spares as many entries of the TLB, but where the system has to move memory about to have one, or a virtual machine has to get
 //! it from its host, it takes several times as long. (Such stalls are what huge pages are turned off for.)
@@ -39,10 +40,10 @@ pub(super) const UNIT_ORDER: u32 = 9;
 /// peaks.
 const LARGE_HEAP: usize = 16 << 20;
 
-/// Resident bytes of a heap that takes memory by huge pages, as long as these are quick. Programs of 17 to 35 MiB (`lru`,
-/// `vec_many`, `json`) take 5 to 10 % less time from here on, for up to an eighth more memory at the peaks of those that
-/// have little more than this; by units of small pages they would gain nothing. (From 4 MiB on `btree`, of 13 MiB, would gain as
-/// much, but for programs of that size one huge page that their host has to find first, 5 ms, is much.)
+/// Resident bytes of a heap that takes memory by huge pages, as long as these are quick. Programs of 10 to 35 MiB (`lru`,
+/// `vec_many`, `btree`, `json`, `compiler`) take 5 % less time than with small pages, 10 % at times when a virtual machine's page
+/// tables are slow to walk, for up to an eighth more memory at the peaks of those that have little more than this; by units of
+/// small pages they would gain nothing. From 2 MiB on it would be another hundredth, but a unit as much as all that is there.
 const MEDIUM_HEAP: usize = 4 << 20;
 
 /// Bytes of a mapping that grows, and of its heap, from which on it gets huge pages.
@@ -67,7 +68,7 @@ const LOOK_AGAIN: u32 = 128;
 #[repr(u8)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// For the growth of a heap that has 8 MiB resident already, while they come about as quickly as small ones, and for
+    /// For the growth of a heap that has 4 MiB resident already, while they come about as quickly as small ones, and for
     /// blocks of 64 MiB and more that grow, while they take half the time. Smaller heaps, and other blocks beyond 4 MiB, are
     /// left to the system's own setting.
     #[default]
@@ -353,7 +354,7 @@ mod tests {
         assert_eq!(run(&costs, 10, 700_000, 4_700_000), 1);
     }
 
-    /// A heap of 8 MiB tries a huge page, and goes on with them if they are quick; units of small pages are for larger ones.
+    /// A heap of 4 MiB tries a huge page, and goes on with them if they are quick; units of small pages are for larger ones.
     ///
     /// Controls: in `least_heap`, leave out either condition.
     #[test]
