@@ -114,7 +114,7 @@ fn stats_agree_with_the_kernel() {
     child::Child::new(NAME, "").settings("worker:off,high:2g").run().succeeded();
 }
 
-/// A heap of 16 MiB and more, or of 8 where these are huge pages, takes memory that is cold by units of 2 MiB, each by one call;
+/// A heap of 16 MiB and more, or of 4 where these are huge pages, takes memory that is cold by units of 2 MiB, each by one call;
 /// what it has ahead is free and counted. A smaller one takes no more than its blocks need.
 ///
 /// Positive control: have `is_due` in `src/zone/huge.rs` return false, or leave `least_heap` out of it; or give a unit memory
@@ -132,7 +132,7 @@ fn a_large_heap_takes_memory_by_units() {
                 live.extend((0..100).map(|n| vec![n; 8192]));
             }
         };
-        grow_to(6 * MIB);
+        grow_to(2 * MIB);
         child::say("small heap", vmstat("pgpopulate") * 4096);
         grow_to(24 * MIB);
         let (before, began) = (vmstat("pgpopulate") * 4096, GLOBAL.stats());
