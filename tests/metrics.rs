@@ -94,6 +94,8 @@ fn everything_can_be_read() {
 }
 
 /// A page of figures allocates nothing but what its string needs.
+///
+/// Red if `write_prometheus` keeps a block: leak a `Box` in it.
 #[test]
 fn writing_allocates_nothing() {
     struct Nowhere(usize);
@@ -107,11 +109,15 @@ fn writing_allocates_nothing() {
     HEAP.set_latency(true);
     HEAP.drain(Drain::All);
     HEAP.set_latency(false);
-    GLOBAL.leak_mark();
-    let mut out = Nowhere(0);
-    (0..10).for_each(|_| HEAP.write_prometheus(&mut out).expect("it takes everything"));
-    assert!(out.0 > 10_000);
-    assert_eq!(GLOBAL.leaks().bytes(), 0, "{}", GLOBAL.leaks());
+    let leaked = || {
+        GLOBAL.leak_mark();
+        let mut out = Nowhere(0);
+        (0..10).for_each(|_| HEAP.write_prometheus(&mut out).expect("it takes everything"));
+        assert!(out.0 > 10_000);
+        GLOBAL.leaks().bytes()
+    };
+    // The harness starts the threads of other tests now and then, which allocate.
+    assert!((0..20).any(|_| leaked() == 0), "{}", GLOBAL.leaks());
 }
 
 /// How often each slow path was measured.
