@@ -495,4 +495,33 @@ mod tests {
         node.fork_lock(false);
         assert!(node.begin_unit().is_some());
     }
+
+    /// What a heap of 16 MiB and more takes meanwhile is cold, and of a unit afterwards. (Other tests may free warm memory.)
+    ///
+    /// Red if `alloc` does not ask `begin_unit`, or if that is never the first.
+    #[test]
+    fn whoever_comes_meanwhile_gets_cold_memory() {
+        const PAGES: u32 = 64;
+        let node = &nodes()[0];
+        let take = |runs: usize| -> Vec<Run> {
+            let run = || node.alloc(PAGES, 0, Purpose::Large, |_, _| false).expect("there is memory");
+            (0..runs).map(|_| run()).collect()
+        };
+        let of_units = |runs: &[Run]| runs.iter().filter(|run| run.warm == PAGES).count();
+        let mut all = take(64 << 20 >> PAGE_SHIFT >> 6);
+        let another = (0..1_000_000).find_map(|_| node.begin_unit());
+        assert!(another.is_some(), "no unit takes so long");
+        // What is left of the last unit, and some more.
+        all.extend(take(16));
+        let meanwhile = take(32);
+        drop(another);
+        all.extend(take(16));
+        let afterwards = take(32);
+        let seen = (of_units(&meanwhile), of_units(&afterwards));
+        for run in all.into_iter().chain(meanwhile).chain(afterwards) {
+            run.zone.free(run.page, PAGES, 0);
+        }
+        assert!(seen.0 < 16, "{seen:?}");
+        assert!(seen.1 > 16 || !huge::is_due(PAGES), "{seen:?}");
+    }
 }
