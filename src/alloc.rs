@@ -4,6 +4,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use crate::large::Contents;
 use crate::size_class::{SLAB_MAX, block_size, class_of, is_run_class};
 use crate::sys::tools;
 use crate::{PcpAlloc, checked, control, heap, large, nolock, observe, percpu};
@@ -63,11 +64,11 @@ unsafe fn free_class_slower(class: usize, block: *mut u8) {
 
 #[cold]
 #[inline(never)]
-fn alloc_large(heap: &PcpAlloc, layout: Layout, zeroed: bool) -> *mut u8 {
+fn alloc_large(heap: &PcpAlloc, layout: Layout, contents: Contents) -> *mut u8 {
     heap::ensure_up(&heap.config);
     nolock::settle();
     control::start_worker_if_due();
-    let block = large::alloc(layout.size(), layout.align(), zeroed);
+    let block = large::alloc(layout.size(), layout.align(), contents);
     let size = large::usable_size(layout.size(), layout.align());
     let given = if percpu::observed::is_due(size) { observe::sampled(block, size) } else { block };
     if given != block
@@ -76,7 +77,7 @@ fn alloc_large(heap: &PcpAlloc, layout: Layout, zeroed: bool) -> *mut u8 {
         // SAFETY: the block came just now, and the program gets another.
         unsafe { large::free(block, layout.size(), layout.align()) };
     } else {
-        tools::allocated(given, size, zeroed);
+        tools::allocated(given, size, contents == Contents::Zeroed);
     }
     given
 }
@@ -111,7 +112,7 @@ unsafe impl GlobalAlloc for PcpAlloc {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class_of(layout.size(), layout.align()) {
             Some(class) => alloc_class(self, class),
-            None => alloc_large(self, layout, false),
+            None => alloc_large(self, layout, Contents::Any),
         }
     }
 
@@ -144,7 +145,7 @@ unsafe impl GlobalAlloc for PcpAlloc {
                 block
             }
             Some(class) => alloc_zeroed_run(self, class, layout.size()),
-            None => alloc_large(self, layout, true),
+            None => alloc_large(self, layout, Contents::Zeroed),
         }
     }
 
@@ -199,6 +200,18 @@ fn alloc_zeroed_run(heap: &PcpAlloc, class: usize, size: usize) -> *mut u8 {
     given
 }
 
+/// A block that another is to be copied to.
+///
+/// # Safety
+/// The layout's size is not zero.
+#[inline]
+pub(crate) unsafe fn alloc_copied(heap: &PcpAlloc, layout: Layout) -> *mut u8 {
+    match class_of(layout.size(), layout.align()) {
+        Some(class) => alloc_class(heap, class),
+        None => alloc_large(heap, layout, Contents::Copied),
+    }
+}
+
 /// Where the class changes: in place or by moving page tables if that can be done, else by a copy.
 ///
 /// # Safety
@@ -213,7 +226,7 @@ unsafe fn realloc_slow(heap: &PcpAlloc, block: *mut u8, layout: Layout, new_size
         if let Some(new) = resize_large(NonNull::new_unchecked(block), layout, new_layout, false) {
             return new.as_ptr();
         }
-        let new = heap.alloc(new_layout);
+        let new = alloc_copied(heap, new_layout);
         if new.is_null() {
             // What was cached has gone back meanwhile, so there may be room for what the block lacks, if not for a second one.
             let resized = resize_large(NonNull::new_unchecked(block), layout, new_layout, false);

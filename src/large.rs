@@ -14,7 +14,7 @@ use crate::percpu;
 use crate::size_class::{CLASS, PAGE, PAGE_SHIFT, class_of};
 use crate::slab::{NOT_IN_USE, account_run, class_of_tag, holes, retire, tag_at, tag_of};
 use crate::sys;
-use crate::zone::{MARKS, Purpose, RUN_MAX, Run, TAG_RUN, Zone, mapping, nodes, nodes_from, pages_for};
+use crate::zone::{MARKS, Purpose, RUN_MAX, Run, TAG_RUN, Zone, filled, mapping, nodes, nodes_from, pages_for};
 
 /// How a request is served that no slab serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,21 +37,37 @@ fn kind(size: usize, align: usize) -> Kind {
     }
 }
 
-/// A block for a request that no class serves; `zeroed` if it must read as zero. Null when the system gives
-/// no more memory.
-pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> *mut u8 {
+/// What a new block is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// Whatever the caller writes there.
+    Any,
+    /// Zeroes.
+    Zeroed,
+    /// What a block held that it takes the place of, and perhaps more in time.
+    Copied,
+}
+
+/// A block for a request that no class serves. Null when the system gives no more memory.
+pub(crate) fn alloc(size: usize, align: usize, contents: Contents) -> *mut u8 {
     let block = match kind(size, align) {
         Kind::Run(pages) => {
             let order = (align / PAGE).max(1).trailing_zeros();
             alloc_run(pages, order, Purpose::Large).map(|run| {
-                nodes()[run.zone.node()].run_bytes.fetch_add((pages as usize) << PAGE_SHIFT, Ordering::Relaxed);
-                if zeroed {
-                    zero(&run, pages);
+                let bytes = (pages as usize) << PAGE_SHIFT;
+                nodes()[run.zone.node()].run_bytes.fetch_add(bytes, Ordering::Relaxed);
+                match contents {
+                    Contents::Zeroed => zero(&run, pages),
+                    // SAFETY: the run is the caller's.
+                    Contents::Any if run.warm == 0 && unsafe { filled::handed_out(run.address(), bytes) }.fresh => {
+                        run.zone.set_fresh(run.page);
+                    }
+                    _ => {}
                 }
                 run.address()
             })
         }
-        _ => checked::insist(|| mapping::alloc(size.max(1), align, zeroed)),
+        _ => checked::insist(|| mapping::alloc(size.max(1), align, contents)),
     };
     block.map_or(core::ptr::null_mut(), NonNull::as_ptr)
 }
@@ -110,6 +126,8 @@ fn free_run(block: NonNull<u8>, pages: u32) {
     if checked::is_on() && zone.run_length(page) == pages {
         // SAFETY: a run of this length, which its owner has given up.
         unsafe { checked::scrub(block, (pages as usize) << PAGE_SHIFT) };
+    } else if zone.is_fresh(page) {
+        filled::freed(block, (pages as usize) << PAGE_SHIFT);
     }
     if !zone.free_run(page, pages) {
         sys::die(WRONG_SIZE, sys::addr(block));

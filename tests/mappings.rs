@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::block::{free, layout, take};
 use common::child::{self, Child, in_a_fork, say};
 use common::kernel::Refusal;
-use common::memory::{huge_pages, page_faults, peak, resident, vmstat};
+use common::memory::{by_advice, huge_pages, is_flagged, page_faults, peak, resident, vmstat};
 use common::{Block, HEAP, KIB, MIB, PAGE, Random, scaled};
 use pcpalloc::debug::{Level, assume_quick_huge_pages, check};
 use pcpalloc::{PcpAlloc, Watermarks};
@@ -182,27 +182,6 @@ fn what_is_said_of_huge_pages_holds_for_all_memory() {
     });
     Child::new(NAME, "hg").settings("thp:always").run().succeeded();
     Child::new(NAME, "nh").settings("thp:never").run().succeeded();
-}
-
-/// Whether the kernel has noted this of the range that a block begins in: `hg` that it is to have huge pages, `nh` that it is not.
-fn is_flagged(block: *mut u8, flag: &str) -> bool {
-    let maps = std::fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
-    let begins = |line: &str| -> Option<std::ops::Range<usize>> {
-        let (start, end) = line.split_whitespace().next()?.split_once('-')?;
-        Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
-    };
-    let mut lines = maps.lines().skip_while(|line| !begins(line).is_some_and(|range| range.contains(&block.addr())));
-    let flags = lines.find_map(|line| line.strip_prefix("VmFlags:")).expect("the kernel says so");
-    flags.split_whitespace().any(|one| one == flag)
-}
-
-/// Whether the system gives huge pages of 2 MiB to who asks, and to nobody else.
-fn by_advice() -> bool {
-    // SAFETY: asks for a number.
-    let is_small = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize == PAGE;
-    is_small
-        && std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
-            .is_ok_and(|text| text.contains("[madvise]"))
 }
 
 /// Zeroed blocks read as zero wherever they lie, and pages that the one before never touched get no memory by that.

@@ -67,6 +67,18 @@ fn allocate(size: usize) -> *mut u8 {
     }
 }
 
+/// A block that another is to be copied to.
+fn allocate_copied(size: usize) -> *mut u8 {
+    match (class_of_c(size), layout_of(size, ALIGN)) {
+        (None, Some(layout)) => {
+            // SAFETY: the layout's size is not zero.
+            let block = unsafe { alloc::alloc_copied(&HEAP, layout) };
+            if block.is_null() { refused() } else { block }
+        }
+        _ => allocate(size),
+    }
+}
+
 #[cold]
 #[inline(never)]
 extern "C" fn allocate_slow(class: usize) -> *mut u8 {
@@ -202,7 +214,7 @@ unsafe fn resize_slow(block: NonNull<u8>, found: Found, size: usize) -> *mut u8 
         if let Some(new) = resized() {
             return new;
         }
-        let new = allocate(size);
+        let new = allocate_copied(size);
         if new.is_null() {
             // Where there is no room for a second block there may be for what this one lacks: as in `alloc::realloc_slow`.
             return resized().unwrap_or(new);

@@ -245,6 +245,16 @@ impl Buddy {
         self.pages.descriptor(page).pages
     }
 
+    /// Notes that a run, taken just now, is fresh: [`filled`](super::filled) wants to know when it is freed.
+    pub(crate) fn set_fresh(&mut self, page: u32) {
+        self.pages.descriptor(page).next = 1;
+    }
+
+    /// Whether a run was noted as fresh, and its length has not changed since.
+    pub(crate) fn is_fresh(&mut self, page: u32) -> bool {
+        self.pages.descriptor(page).next != 0
+    }
+
     /// Tags a run of one block and notes its length.
     pub(crate) fn tag_run(&mut self, page: u32, pages: u32, purpose: Purpose) {
         let tag = match purpose {
@@ -252,7 +262,8 @@ impl Buddy {
             Purpose::Large => TAG_RUN,
         };
         self.pages.set_tag(page, tag);
-        self.pages.descriptor(page).pages = pages;
+        let descriptor = self.pages.descriptor(page);
+        (descriptor.pages, descriptor.next) = (pages, 0);
     }
 
     pub(crate) fn pages(&mut self) -> &mut Pages {

@@ -29,11 +29,15 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use super::{MARKS, resident};
+use crate::latency::{self, SlowPath};
 use crate::size_class::PAGE;
 use crate::sys;
 
 /// log2 of the pages in a unit.
 pub(super) const UNIT_ORDER: u32 = 9;
+
+/// Bytes of a unit.
+pub(super) const UNIT: usize = PAGE << UNIT_ORDER;
 
 /// Resident bytes of a heap that takes memory by units, whatever their kind. Programs of 20 to 70 MiB (`rc_map`, `syn`,
 /// `rptest_16t` in `benches/compare`) take 4 to 25 % less time from here on than from 64 MiB, for 1 to 2 % more memory at their
@@ -69,8 +73,8 @@ const LOOK_AGAIN: u32 = 128;
 #[non_exhaustive]
 pub enum HugePages {
     /// For the growth of a heap that has 4 MiB resident already, while they come about as quickly as small ones, and for
-    /// blocks of 64 MiB and more that grow, while they take half the time. Smaller heaps, and other blocks beyond 4 MiB, are
-    /// left to the system's own setting.
+    /// blocks of 64 MiB and more that grow, while they take half the time. New blocks of 2 MiB and more get them where those
+    /// before them were filled. Smaller heaps, and other blocks beyond 4 MiB, are left to the system's own setting.
     #[default]
     Auto,
     /// For everything.
@@ -183,7 +187,7 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
     let huge = setting() == HugePages::Auto && COSTS.choose();
     if huge {
         // SAFETY: the caller's obligation.
-        unsafe { sys::advise_huge(start, PAGE << UNIT_ORDER, true) };
+        unsafe { sys::advise_huge(start, UNIT, true) };
     }
     let began = sys::monotonic_nanos();
     let populated = populate();
@@ -192,12 +196,57 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
         // A page of the unit that is touched when all of it has been given back is one page then, as it is counted, and
         // what lies free between pages in use is not made whole again behind the heap's back.
         // SAFETY: the caller's obligation.
-        unsafe { sys::advise_huge(start, PAGE << UNIT_ORDER, false) };
+        unsafe { sys::advise_huge(start, UNIT, false) };
     }
     if !populated {
         REFUSED.store(true, Ordering::Relaxed);
     }
     populated
+}
+
+/// Whether a block of so many bytes, which the heap has just now come to have, may be given huge pages, if it is going to be
+/// filled: at most twice as much as all else, of pages that are quick.
+pub(super) fn may_fill(len: usize) -> bool {
+    let resident = resident();
+    setting() == HugePages::Auto
+        && COSTS.prefers_huge()
+        && resident >= MEDIUM_HEAP.max(len / 2 * 3)
+        && !REFUSED.load(Ordering::Relaxed)
+        && !MARKS.is_limited()
+        && sys::page_size() == PAGE
+        && system_says(BY_ADVICE)
+}
+
+/// Gives memory to the units of a new block, of which 64 MiB at most, by huge pages until one was not quick; returns whether
+/// what is left of it gets huge pages when it is written to. (It does on the same terms as what a mapping has grown by.)
+///
+/// # Safety
+/// The range is committed and belongs to the caller; if it is of a mapping, all of it.
+pub(super) unsafe fn populate_block(start: NonNull<u8>, len: usize) -> bool {
+    let _timer = latency::start(SlowPath::Advise);
+    let first = sys::addr(start).next_multiple_of(UNIT) - sys::addr(start);
+    // Advice is for all of it, as in `populate_growth`. SAFETY: the caller's obligation, here and below.
+    unsafe { sys::advise_huge(start, len, true) };
+    let (mut at, mut quick) = (first, 0);
+    while at + UNIT <= len.min(first + LARGE_MAPPING) && COSTS.prefers_huge() {
+        let began = sys::monotonic_nanos();
+        // SAFETY: a unit of the caller's range.
+        if !unsafe { sys::populate(start.add(at), UNIT) } {
+            REFUSED.store(true, Ordering::Relaxed);
+            quick = 0;
+            break;
+        }
+        let took = sys::monotonic_nanos() - began;
+        quick = if COSTS.is_quick(took) { quick + 1 } else { 0 };
+        COSTS.note(true, took);
+        at += UNIT;
+    }
+    let stays = quick >= QUICK_IN_A_ROW && len >= LARGE_MAPPING && !system_says(REPORTS_FREE);
+    if !stays {
+        // SAFETY: as above.
+        unsafe { sys::advise_huge(start, len, false) };
+    }
+    stays
 }
 
 /// What the system says of huge pages, by bits; 0 if it was not asked yet. Relaxed: all who ask are told the same.
@@ -245,7 +294,6 @@ pub(crate) fn assume_quick() {
 /// # Safety
 /// The mapping is the caller's, `len` bytes long, `had + more` at least; all are multiples of a page.
 pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize, more: usize) -> Option<bool> {
-    const UNIT: usize = PAGE << UNIT_ORDER;
     let to_unit = (sys::addr(start) + had).wrapping_neg() % UNIT;
     let is_due = setting() == HugePages::Auto
         && sys::page_size() == PAGE

@@ -12,7 +12,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::mapping_cache::{self, MAPPED, Origin, Piece};
 use super::{BELL, MARKS, Zone};
-use super::{huge, refault};
+use super::{filled, huge, refault};
+use crate::large::Contents;
 use crate::latency::{self, SlowPath};
 use crate::sys;
 
@@ -44,6 +45,8 @@ struct Header {
     origin: Origin,
     /// Whether what is written to first gets huge pages, as the last growth settled.
     huge: bool,
+    /// [`filled`] wants to know when the block is freed. Not once its length has changed.
+    fresh: bool,
 }
 
 const MAGIC: usize = 0x7063_7061_6c6c_6f63;
@@ -89,10 +92,21 @@ pub(crate) fn usable_at(block: NonNull<u8>) -> Option<usize> {
     find(block).map(|header| header.usable)
 }
 
-/// A block of `size` bytes aligned to `align`; `zeroed` if it must read as zero.
-pub(crate) fn alloc(size: usize, align: usize, zeroed: bool) -> Option<NonNull<u8>> {
-    let kept = if align <= sys::page_size() { alloc_kept(size, zeroed) } else { None };
-    kept.or_else(|| alloc_new(size, align, Origin::new()))
+/// A block of `size` bytes aligned to `align`.
+pub(crate) fn alloc(size: usize, align: usize, contents: Contents) -> Option<NonNull<u8>> {
+    let kept = if align <= sys::page_size() { alloc_kept(size, contents == Contents::Zeroed) } else { None };
+    kept.or_else(|| {
+        let block = alloc_new(size, align, Origin::new())?;
+        if contents == Contents::Any {
+            // SAFETY: the block was mapped just now, behind its header, and nobody else knows of it.
+            unsafe {
+                let header = header(block);
+                let given = filled::handed_out(header.start, header.len);
+                (header.fresh, header.huge) = (given.fresh, given.huge);
+            }
+        }
+        Some(block)
+    })
 }
 
 /// A block in a mapping that was kept, if there is one.
@@ -147,6 +161,7 @@ unsafe fn begin(piece: Piece, usable: usize) -> NonNull<u8> {
             usable,
             origin,
             huge: false,
+            fresh: false,
         });
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
         block
@@ -178,7 +193,8 @@ fn alloc_new(size: usize, align: usize, origin: Origin) -> Option<NonNull<u8>> {
             }
         }
         let (start, len) = if cfg!(any(pcpalloc_twin, miri)) { (start, len) } else { (kept, page + usable) };
-        kept.cast::<Header>().write(Header { magic: block ^ MAGIC, start, len, usable, origin, huge: false });
+        let header = Header { magic: block ^ MAGIC, start, len, usable, origin, huge: false, fresh: false };
+        kept.cast::<Header>().write(header);
         // The twin keeps both ends.
         MAPPED.fetch_add(len - (page + usable), Ordering::Relaxed);
         MAPPINGS.fetch_add(1, Ordering::Relaxed);
@@ -206,8 +222,11 @@ pub(crate) unsafe fn free(block: NonNull<u8>, size: usize) {
     unsafe {
         let header = header(block);
         check(header, block, size);
-        let &mut Header { start, len, origin, huge, .. } = header;
+        let &mut Header { start, len, origin, huge, fresh, .. } = header;
         header.magic = sys::addr(block) ^ FREED;
+        if fresh {
+            filled::freed(start, len);
+        }
         if huge {
             // The next block here may be written to in a few places only.
             sys::advise_huge(start, len, false);
@@ -258,7 +277,7 @@ pub(crate) unsafe fn resize(
             zero(block.add(used), reused - used);
         }
         if usable > used && wanted <= had {
-            header.usable = usable;
+            (header.usable, header.fresh) = (usable, false);
             return Some(block);
         }
         let start = if wanted > had {
@@ -280,7 +299,7 @@ pub(crate) unsafe fn resize(
         }
         let block = start.add(page);
         let magic = sys::addr(block) ^ MAGIC;
-        start.cast::<Header>().write(Header { magic, start, len: wanted, usable, origin, huge });
+        start.cast::<Header>().write(Header { magic, start, len: wanted, usable, origin, huge, fresh: false });
         Some(block)
     }
 }

@@ -9,6 +9,7 @@
 mod bell;
 mod buddy;
 mod counters;
+pub(crate) mod filled;
 mod huge;
 mod listener;
 mod marks;

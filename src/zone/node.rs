@@ -397,6 +397,16 @@ impl Zone {
         self.with_buddy(|buddy| buddy.run_length(page))
     }
 
+    /// Notes that a run, which the caller has just taken, is fresh.
+    pub(crate) fn set_fresh(&self, page: u32) {
+        self.with_buddy(|buddy| buddy.set_fresh(page));
+    }
+
+    /// Whether a run, which the caller holds, was noted as fresh, and is as long as it was then.
+    pub(crate) fn is_fresh(&self, page: u32) -> bool {
+        self.with_buddy(|buddy| buddy.is_fresh(page))
+    }
+
     /// Gives a run back, of which the first `touched` pages have been written to.
     pub(crate) fn free(&self, page: u32, pages: u32, touched: u32) {
         let warm = self.with_buddy(|buddy| {

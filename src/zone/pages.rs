@@ -9,7 +9,7 @@ use crate::size_class::DESCRIPTOR;
 /// its free blocks there, a run notes its length, a slab keeps its header and bitmap in those of its run.
 #[repr(C, align(64))]
 pub(crate) struct Descriptor {
-    /// Free block: the next of its list. Run: unused.
+    /// Free block: the next of its list. Run of one block: 1 if it is fresh, else 0.
     pub next: u32,
     /// Free block: the previous of its list. Run: unused.
     pub prev: u32,

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
+use super::PAGE;
+
 /// Bytes resident, exactly: `smaps_rollup` counts pages, where `statm` adds up per-CPU counters that may lag.
 pub fn resident() -> usize {
     field("Rss:")
@@ -68,4 +70,25 @@ pub fn vmstat(name: &str) -> usize {
     let text = super::HEAP.vmstat().to_string();
     let row = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     row.unwrap_or_else(|| panic!("no {name} in vmstat")).parse().expect("a number")
+}
+
+/// Whether the system gives huge pages of 2 MiB to who asks, and to nobody else.
+pub fn by_advice() -> bool {
+    // SAFETY: asks for a number.
+    let is_small = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize == PAGE;
+    is_small
+        && std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+            .is_ok_and(|text| text.contains("[madvise]"))
+}
+
+/// Whether the kernel has noted this of the range that a block begins in: `hg` that it is to have huge pages, `nh` that it is not.
+pub fn is_flagged(block: *mut u8, flag: &str) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
+    let begins = |line: &str| -> Option<std::ops::Range<usize>> {
+        let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+        Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+    };
+    let mut lines = maps.lines().skip_while(|line| !begins(line).is_some_and(|range| range.contains(&block.addr())));
+    let flags = lines.find_map(|line| line.strip_prefix("VmFlags:")).expect("the kernel says so");
+    flags.split_whitespace().any(|one| one == flag)
 }
