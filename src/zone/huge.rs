@@ -9,10 +9,11 @@
 //!
 //! What is given memory ahead of its use is free and resident, and counted so; it is half of a heap of 4 MiB, an eighth of one of
 //! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
-//! unit made; others that want one meanwhile go on by page faults. Whether the unit is one huge page or 512 small
-//! ones is decided by what both have taken here so far: a huge page is cleared in a fraction of the time of 512 faults, and
-//! spares as many entries of the TLB, but where the system has to move memory about to have one, or a virtual machine has to get
-//! it from its host, it takes several times as long. (Such stalls are what huge pages are turned off for.)
+//! unit made; others that want one meanwhile go on by page faults. Whether the unit is one huge page or 512 small ones is decided
+//! by what both have taken here so far, the small ones of the two runs before the first unit to begin with: a huge page is cleared
+//! in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where the system has to move memory about
+//! to have one, or a virtual machine has to get it from its host, it takes several times as long. (Such stalls are what huge pages
+//! are turned off for.)
 //!
 //! ```text
 //! a mapping has grown, in a heap of 64 MiB:
@@ -52,6 +53,11 @@ const MEDIUM_HEAP: usize = 4 << 20;
 
 /// Bytes of a mapping that grows, and of its heap, from which on it gets huge pages.
 const LARGE_MAPPING: usize = 64 << 20;
+
+/// Pages of a run, at most, that show what small pages take, and so many runs that do: of one by itself the thread might have been
+/// put aside meanwhile.
+const SAMPLE: u32 = 16;
+const SAMPLES: u32 = 2;
 
 /// Microseconds: a huge page that took no longer is quick, as long as nobody knows what small ones take; 0.8 for each of
 /// those.
@@ -110,13 +116,16 @@ struct Costs {
     small: AtomicU32,
     huge: AtomicU32,
     units: AtomicU32,
+    /// Runs that have shown what small pages take.
+    samples: AtomicU32,
 }
 
 static COSTS: Costs = Costs::new();
 
 impl Costs {
     const fn new() -> Costs {
-        Costs { small: AtomicU32::new(0), huge: AtomicU32::new(0), units: AtomicU32::new(0) }
+        let [small, huge, units, samples] = [const { AtomicU32::new(0) }; 4];
+        Costs { small, huge, units, samples }
     }
 
     /// Whether huge pages are to be preferred, by what is known: first a huge page, one small unit when that was not surely
@@ -152,6 +161,20 @@ impl Costs {
         nanos / 1000 <= u64::from(most)
     }
 
+    /// Whether the next run is to show what small pages take, before anybody knows what huge ones do.
+    fn wants_sample(&self) -> bool {
+        self.samples.load(Ordering::Relaxed) < SAMPLES
+    }
+
+    /// So many small pages took so long. The quicker of the runs counts.
+    fn note_sample(&self, pages: u32, nanos: u64) {
+        let unit = nanos / 1000 * (1 << UNIT_ORDER) / u64::from(pages.max(1));
+        let unit = unit.clamp(1, u32::MAX as u64 / 2) as u32;
+        let before = self.small.load(Ordering::Relaxed);
+        self.small.store(if before == 0 { unit } else { unit.min(before) }, Ordering::Relaxed);
+        self.samples.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A unit took so long. One of the preferred kind that was held up, by a preemption say, does not decide by itself.
     fn note(&self, huge: bool, nanos: u64) {
         let kind = if huge { &self.huge } else { &self.small };
@@ -176,6 +199,22 @@ pub(super) fn is_due(pages: u32) -> bool {
         && !MARKS.is_limited()
         && sys::page_size() == PAGE
         && resident() >= COSTS.least_heap(setting())
+}
+
+/// Whether the next run without memory is to be given it by [`sample`], before any unit is.
+pub(super) fn wants_sample() -> bool {
+    setting() == HugePages::Auto && COSTS.wants_sample()
+}
+
+/// Has `populate` give small pages to the first few of a run's, told how many, and looks at the clock.
+pub(super) fn sample(pages: u32, populate: impl FnOnce(u32) -> bool) {
+    let pages = pages.min(SAMPLE);
+    let began = sys::monotonic_nanos();
+    if populate(pages) {
+        COSTS.note_sample(pages, sys::monotonic_nanos() - began);
+    } else {
+        REFUSED.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Has `populate` give memory to a unit, of the kind that is due, and looks at the clock; false if the system refuses. The
@@ -285,6 +324,7 @@ fn reports_free(order: &[u8]) -> u8 {
 #[cfg(feature = "debug")]
 pub(crate) fn assume_quick() {
     COSTS.small.store(u32::MAX / 4, Ordering::Relaxed);
+    COSTS.samples.store(SAMPLES, Ordering::Relaxed);
     SYSTEM.store(ASKED | BY_ADVICE, Ordering::Relaxed);
 }
 
@@ -400,6 +440,27 @@ mod tests {
         assert_eq!(run(&costs, 10, 2_000_000, 1_900_000), 9);
         let costs = Costs::new();
         assert_eq!(run(&costs, 10, 700_000, 4_700_000), 1);
+    }
+
+    /// What small pages take is known by two runs before a unit is made: by the one during which the thread was not put aside.
+    ///
+    /// Controls: in `note_sample`, keep the first or the last of them, or forget that it was one; leave out the pages.
+    #[test]
+    fn two_runs_show_what_small_pages_take() {
+        for nanos in [[16_000, 5_000_000], [5_000_000, 16_000]] {
+            let costs = Costs::new();
+            for nanos in nanos {
+                assert!(costs.wants_sample());
+                costs.note_sample(16, nanos);
+            }
+            assert!(!costs.wants_sample());
+            costs.note(true, 700_000);
+            assert!(costs.prefers_huge());
+            let costs = Costs::new();
+            nanos.into_iter().for_each(|nanos| costs.note_sample(16, nanos));
+            costs.note(true, 800_000);
+            assert!(!costs.prefers_huge());
+        }
     }
 
     /// A heap of 4 MiB tries a huge page, and goes on with them if they are quick; units of small pages are for larger ones.

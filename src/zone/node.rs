@@ -146,11 +146,10 @@ impl Node {
                     run.zone.free(run.page, pages, 0);
                     continue;
                 }
-                if run.warm == 0
-                    && ahead
-                    && huge::is_due(pages)
-                    && let Some(_alone) = self.begin_unit()
-                {
+                let is_due = run.warm == 0 && ahead && huge::is_due(pages);
+                if is_due && huge::wants_sample() {
+                    huge::sample(pages, |pages| run.zone.populate_run(run.page, pages));
+                } else if is_due && let Some(_alone) = self.begin_unit() {
                     // Once: what another thread takes of it meanwhile is not made up for. The run goes back first, since what is
                     // left of a larger block beside it may be no unit.
                     ahead = false;

@@ -28,6 +28,9 @@ impl Suite {
 pub const ALLOCATORS: [&str; 8] =
     ["pcpalloc", "system", "jemalloc", "mimalloc2", "mimalloc3", "snmalloc", "rpmalloc", "tcmalloc"];
 
+/// Ours with other settings than by default, to be compared with if asked for.
+const OURS: [&str; 1] = ["pcpalloc-thp"];
+
 pub struct Options {
     pub rounds: usize,
     pub suites: Vec<Suite>,
@@ -52,7 +55,8 @@ usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…
 
   --rounds N    how often every allocator runs each row (default 7)
   --only …      of micro, index, memory, workloads, latency; all by default
-  --peers …     of system, jemalloc, mimalloc2, mimalloc3, snmalloc, rpmalloc, tcmalloc; all by default
+  --peers …     of system, jemalloc, mimalloc2, mimalloc3, snmalloc, rpmalloc, tcmalloc; all by default; pcpalloc-thp is ours
+                with huge pages for everything (thp:always)
   --rows …      rows of the suites, a star standing for the rest of their names; all by default
   --one-cpu     on one CPU only, so that where the scheduler puts threads does not count; results/one-cpu-micro.md and so on
   --name NAME   results/NAME-micro.md and so on, instead of results/micro.md
@@ -94,7 +98,7 @@ usage: compare [--rounds N] [--only SUITE,…] [--peers A,B,…] [--rows A,B,…
                 "--peers" => {
                     options.allocators = vec![ALLOCATORS[0]];
                     for name in value()?.split(',') {
-                        match ALLOCATORS.iter().find(|known| **known == name) {
+                        match ALLOCATORS.iter().chain(&OURS).find(|known| **known == name) {
                             Some(known) if options.allocators.contains(known) => {}
                             Some(known) => options.allocators.push(known),
                             None => return Err(format!("no allocator {name} is known")),

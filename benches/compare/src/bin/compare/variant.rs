@@ -39,12 +39,16 @@ pub fn build_all(names: &[&'static str], smoke: bool) -> Result<(Vec<Variant>, V
     Ok((variants, skipped))
 }
 
+/// How the name of our allocator ends where it has huge pages for all of its memory.
+const THP: &str = "-thp";
+
 /// All that are built for each allocator.
 const PROGRAMS: [&str; 5] = ["micro", "index", "memory", "workloads", "latency"];
 
 fn build(name: &'static str, smoke: bool) -> Result<Variant, String> {
     eprintln!("building {name}");
-    let target = Path::new(HOME).join(if smoke { "target/smoke-variants" } else { "target/variants" }).join(name);
+    let feature = name.strip_suffix(THP).unwrap_or(name);
+    let target = Path::new(HOME).join(if smoke { "target/smoke-variants" } else { "target/variants" }).join(feature);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     // Whether everything works can be seen without waiting for the optimiser.
@@ -55,7 +59,7 @@ fn build(name: &'static str, smoke: bool) -> Result<Variant, String> {
     let output = command
         .args(["build", "--release", "--quiet", "--no-default-features"])
         .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
-        .args(["--features", &format!("{name},workloads")])
+        .args(["--features", &format!("{feature},workloads")])
         .arg("--manifest-path")
         .arg(Path::new(HOME).join("Cargo.toml"))
         .arg("--target-dir")
@@ -92,6 +96,9 @@ impl Variant {
         // It keeps blocks by CPU only if it may register for restartable sequences itself, before glibc does.
         if self.name == "tcmalloc" {
             command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+        }
+        if self.name.ends_with(THP) {
+            command.env("PCPALLOC_CONF", "thp:always");
         }
         let output = command.output().map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
