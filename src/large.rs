@@ -14,6 +14,7 @@ use crate::percpu;
 use crate::size_class::{CLASS, PAGE, PAGE_SHIFT, class_of};
 use crate::slab::{NOT_IN_USE, account_run, class_of_tag, holes, retire, tag_at, tag_of};
 use crate::sys;
+pub(crate) use crate::zone::filled::Contents;
 use crate::zone::{MARKS, Purpose, RUN_MAX, Run, TAG_RUN, Zone, filled, mapping, nodes, nodes_from, pages_for};
 
 /// How a request is served that no slab serves.
@@ -35,17 +36,6 @@ fn kind(size: usize, align: usize) -> Kind {
         None if size <= RUN_MAX && align <= RUN_MAX => Kind::Run(pages_for(size.max(1)) as u32),
         None => Kind::Mapping,
     }
-}
-
-/// What a new block is to hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Contents {
-    /// Whatever the caller writes there.
-    Any,
-    /// Zeroes.
-    Zeroed,
-    /// What a block held that it takes the place of, and perhaps more in time.
-    Copied,
 }
 
 /// A block for a request that no class serves. Null when the system gives no more memory.

@@ -37,7 +37,7 @@ const LOOK_AGAIN: u32 = 8;
 struct Habit {
     /// Blocks in a row that were filled, up to [`OFTEN`].
     filled: AtomicU32,
-    /// Blocks that could have had huge pages since.
+    /// Blocks of a unit and more that came when it had been so.
     asked: AtomicU32,
 }
 
@@ -61,6 +61,17 @@ impl Habit {
     }
 }
 
+/// What a new block is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// Whatever the caller writes there.
+    Any,
+    /// Zeroes.
+    Zeroed,
+    /// What a block held that it takes the place of, and perhaps more in time.
+    Copied,
+}
+
 /// What a block has been given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Given {
@@ -75,10 +86,10 @@ pub(crate) struct Given {
 /// # Safety
 /// The range is committed and belongs to the caller; if it is of a mapping, all of it.
 pub(crate) unsafe fn handed_out(start: NonNull<u8>, len: usize) -> Given {
-    if len < TELLING {
+    if len < TELLING || !huge::is_auto() {
         return Given { fresh: false, huge: false };
     }
-    if len >= UNIT && huge::may_fill(len) && HABIT.expects_filled() {
+    if len >= UNIT && HABIT.expects_filled() && huge::may_fill(len) {
         // SAFETY: the caller's obligation.
         return Given { fresh: false, huge: unsafe { huge::populate_block(start, len) } };
     }

@@ -168,8 +168,8 @@ impl Costs {
 
     /// So many small pages took so long. The quicker of the runs counts.
     fn note_sample(&self, pages: u32, nanos: u64) {
-        let unit = nanos / 1000 * (1 << UNIT_ORDER) / u64::from(pages.max(1));
-        let unit = unit.clamp(1, u32::MAX as u64 / 2) as u32;
+        let unit = nanos.saturating_mul(1 << UNIT_ORDER) / u64::from(pages.max(1));
+        let unit = (unit / 1000).clamp(1, u32::MAX as u64 / 2) as u32;
         let before = self.small.load(Ordering::Relaxed);
         self.small.store(if before == 0 { unit } else { unit.min(before) }, Ordering::Relaxed);
         self.samples.fetch_add(1, Ordering::Relaxed);
@@ -203,7 +203,7 @@ pub(super) fn is_due(pages: u32) -> bool {
 
 /// Whether the next run without memory is to be given it by [`sample`], before any unit is.
 pub(super) fn wants_sample() -> bool {
-    setting() == HugePages::Auto && COSTS.wants_sample()
+    is_auto() && COSTS.wants_sample()
 }
 
 /// Has `populate` give small pages to the first few of a run's, told how many, and looks at the clock.
@@ -223,7 +223,7 @@ pub(super) fn sample(pages: u32, populate: impl FnOnce(u32) -> bool) {
 /// # Safety
 /// [`UNIT_ORDER`]'s pages from `start` on are committed and the caller's.
 pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -> bool) -> bool {
-    let huge = setting() == HugePages::Auto && COSTS.choose();
+    let huge = is_auto() && COSTS.choose();
     if huge {
         // SAFETY: the caller's obligation.
         unsafe { sys::advise_huge(start, UNIT, true) };
@@ -243,11 +243,16 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
     populated
 }
 
+/// Whether it is left to this module who gets huge pages.
+pub(super) fn is_auto() -> bool {
+    setting() == HugePages::Auto
+}
+
 /// Whether a block of so many bytes, which the heap has just now come to have, may be given huge pages, if it is going to be
 /// filled: at most twice as much as all else, of pages that are quick.
 pub(super) fn may_fill(len: usize) -> bool {
     let resident = resident();
-    setting() == HugePages::Auto
+    is_auto()
         && COSTS.prefers_huge()
         && resident >= MEDIUM_HEAP.max(len / 2 * 3)
         && !REFUSED.load(Ordering::Relaxed)
@@ -335,7 +340,7 @@ pub(crate) fn assume_quick() {
 /// The mapping is the caller's, `len` bytes long, `had + more` at least; all are multiples of a page.
 pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize, more: usize) -> Option<bool> {
     let to_unit = (sys::addr(start) + had).wrapping_neg() % UNIT;
-    let is_due = setting() == HugePages::Auto
+    let is_due = is_auto()
         && sys::page_size() == PAGE
         && to_unit + UNIT <= more
         && !REFUSED.load(Ordering::Relaxed)

@@ -12,8 +12,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::mapping_cache::{self, MAPPED, Origin, Piece};
 use super::{BELL, MARKS, Zone};
-use super::{filled, huge, refault};
-use crate::large::Contents;
+use super::filled::{self, Contents};
+use super::{huge, refault};
 use crate::latency::{self, SlowPath};
 use crate::sys;
 
