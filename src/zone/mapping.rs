@@ -10,9 +10,9 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use super::filled::{self, Contents};
 use super::mapping_cache::{self, MAPPED, Origin, Piece};
 use super::{BELL, MARKS, Zone};
-use super::filled::{self, Contents};
 use super::{huge, refault};
 use crate::latency::{self, SlowPath};
 use crate::sys;
