@@ -62,7 +62,7 @@ fn fill_two() {
 
 /// After two that were filled, a block has memory for its units before it is written to; nothing is given to one before that, to
 /// one that must read as zero, to one that another is copied to, and to one more than twice as large as the heap. Blocks that are
-/// not filled end it, and so does a vector that fills all it has and grows by copies begin nothing.
+/// not filled end it. A vector that fills all it has and grows by copies does not begin it, nor do blocks whose length changes.
 ///
 /// Controls: in `src/zone/filled.rs`, have `expects_filled` be true (`before`), or `note` never count from 0 again (`sparse`); in
 /// `src/large.rs` and `src/zone/mapping.rs`, ask for zeroed blocks, or for copied ones, as for any (`zeroed`, `copied`,
