@@ -48,9 +48,13 @@ pub(crate) fn alloc(size: usize, align: usize, contents: Contents) -> *mut u8 {
                 nodes()[run.zone.node()].run_bytes.fetch_add(bytes, Ordering::Relaxed);
                 match contents {
                     Contents::Zeroed => zero(&run, pages),
-                    // SAFETY: the run is the caller's.
-                    Contents::Any if run.warm == 0 && unsafe { filled::handed_out(run.address(), bytes) }.fresh => {
-                        run.zone.set_fresh(run.page);
+                    // Where blocks are checked, what is freed is written to all over.
+                    Contents::Any if run.warm == 0 && !checked::is_on() => {
+                        // SAFETY: the run came just now, and is committed.
+                        let given = unsafe { filled::handed_out(run.address(), bytes) };
+                        if given.fresh {
+                            run.zone.set_fresh(run.page);
+                        }
                     }
                     _ => {}
                 }
@@ -116,8 +120,6 @@ fn free_run(block: NonNull<u8>, pages: u32) {
     if checked::is_on() && zone.run_length(page) == pages {
         // SAFETY: a run of this length, which its owner has given up.
         unsafe { checked::scrub(block, (pages as usize) << PAGE_SHIFT) };
-    } else if zone.is_fresh(page) {
-        filled::freed(block, (pages as usize) << PAGE_SHIFT);
     }
     if !zone.free_run(page, pages) {
         sys::die(WRONG_SIZE, sys::addr(block));

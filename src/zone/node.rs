@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering}
 use super::bell::BELL;
 use super::buddy::{MAX_ORDER, ORDERS, Purpose};
 use super::counters::COUNTERS;
+use super::filled;
 use super::huge;
 use super::mapping_cache;
 use super::marks::MARKS;
@@ -401,11 +402,6 @@ impl Zone {
         self.with_buddy(|buddy| buddy.set_fresh(page));
     }
 
-    /// Whether a run, which the caller holds, was noted as fresh, and is as long as it was then.
-    pub(crate) fn is_fresh(&self, page: u32) -> bool {
-        self.with_buddy(|buddy| buddy.is_fresh(page))
-    }
-
     /// Gives a run back, of which the first `touched` pages have been written to.
     pub(crate) fn free(&self, page: u32, pages: u32, touched: u32) {
         let warm = self.with_buddy(|buddy| {
@@ -427,17 +423,21 @@ impl Zone {
 
     /// Gives a run of one block back, all of it written to; false, and nothing is done, if it has another length.
     pub(crate) fn free_run(&self, page: u32, pages: u32) -> bool {
-        let warm = self.with_buddy(|buddy| {
+        let freed = self.with_buddy(|buddy| {
             if buddy.run_length(page) != pages {
                 return None;
             }
+            let fresh = buddy.is_fresh(page);
             buddy.free(page..page + pages, pages);
-            Some(buddy.free_warm_pages())
+            Some((buddy.free_warm_pages(), fresh))
         });
-        if let Some(warm) = warm {
-            BELL.freed((warm as usize) << PAGE_SHIFT);
+        let Some((warm, fresh)) = freed else { return false };
+        if fresh {
+            // What is seen may be another's by now, or have been given back: a hint goes wrong, nothing else.
+            filled::freed(self.address_of(page), (pages as usize) << PAGE_SHIFT);
         }
-        warm.is_some()
+        BELL.freed((warm as usize) << PAGE_SHIFT);
+        true
     }
 
     /// Makes a run of one block longer or shorter where it lies; false if what lies behind it is in use.
