@@ -22,6 +22,9 @@
 //!                             else small ones
 //! ```
 //!
+//! A new block of 2 MiB and more has its units given memory likewise, before it is handed out, if it is expected to be filled
+//! ([`filled`](super::filled)), and what is beyond 64 MiB of it is as the rest here.
+//!
 //! Nobody looks at the clock while the rest is written to, so that what it takes must be foreseeable. It is not on a virtual
 //! machine that reports what is free to its host (*free page reporting*): there a huge page takes 0.2 ms if it was in use a
 //! moment ago, and 5 ms if the host has taken it, after any number of quick ones. Mappings get small pages there.
@@ -228,19 +231,26 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
         // SAFETY: the caller's obligation.
         unsafe { sys::advise_huge(start, UNIT, true) };
     }
-    let began = sys::monotonic_nanos();
-    let populated = populate();
-    COSTS.note(huge, sys::monotonic_nanos() - began);
+    let populated = by_the_clock(huge, populate).is_some();
     if huge {
         // A page of the unit that is touched when all of it has been given back is one page then, as it is counted, and
         // what lies free between pages in use is not made whole again behind the heap's back.
         // SAFETY: the caller's obligation.
         unsafe { sys::advise_huge(start, UNIT, false) };
     }
-    if !populated {
-        REFUSED.store(true, Ordering::Relaxed);
-    }
     populated
+}
+
+/// Has `populate` give memory to a unit, and notes what that took; returns the nanoseconds, or `None` if the system refuses.
+fn by_the_clock(huge: bool, populate: impl FnOnce() -> bool) -> Option<u64> {
+    let began = sys::monotonic_nanos();
+    if !populate() {
+        REFUSED.store(true, Ordering::Relaxed);
+        return None;
+    }
+    let took = sys::monotonic_nanos() - began;
+    COSTS.note(huge, took);
+    Some(took)
 }
 
 /// Whether it is left to this module who gets huge pages.
@@ -273,16 +283,12 @@ pub(super) unsafe fn populate_block(start: NonNull<u8>, len: usize) -> bool {
     unsafe { sys::advise_huge(start, len, true) };
     let (mut at, mut quick) = (first, 0);
     while at + UNIT <= len.min(first + LARGE_MAPPING) && COSTS.prefers_huge() {
-        let began = sys::monotonic_nanos();
         // SAFETY: a unit of the caller's range.
-        if !unsafe { sys::populate(start.add(at), UNIT) } {
-            REFUSED.store(true, Ordering::Relaxed);
-            quick = 0;
+        let took = by_the_clock(true, || unsafe { sys::populate(start.add(at), UNIT) });
+        quick = if took.is_some_and(|took| COSTS.is_quick(took)) { quick + 1 } else { 0 };
+        if took.is_none() {
             break;
         }
-        let took = sys::monotonic_nanos() - began;
-        quick = if COSTS.is_quick(took) { quick + 1 } else { 0 };
-        COSTS.note(true, took);
         at += UNIT;
     }
     let stays = quick >= QUICK_IN_A_ROW && len >= LARGE_MAPPING && !system_says(REPORTS_FREE);
@@ -369,14 +375,8 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
         while at + UNIT <= end {
             let huge = COSTS.choose();
             advise(huge);
-            let began = sys::monotonic_nanos();
-            if !populate(at, at + UNIT) {
-                REFUSED.store(true, Ordering::Relaxed);
-                break;
-            }
-            let took = sys::monotonic_nanos() - began;
+            let Some(took) = by_the_clock(huge, || populate(at, at + UNIT)) else { break };
             quick = if huge && COSTS.is_quick(took) { quick + 1 } else { 0 };
-            COSTS.note(huge, took);
             at += UNIT;
         }
         advise(quick >= QUICK_IN_A_ROW && len >= LARGE_MAPPING);

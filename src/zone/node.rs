@@ -505,9 +505,10 @@ mod tests {
         assert!(node.begin_unit().is_some());
     }
 
-    /// What a heap of 16 MiB and more takes meanwhile is cold, and of a unit afterwards. (Other tests may free warm memory.)
+    /// What a heap of 16 MiB and more takes meanwhile is cold, and of a unit afterwards. (Other tests may free warm memory.) What
+    /// small pages take is known by then.
     ///
-    /// Red if `alloc` does not ask `begin_unit`, or if that is never the first.
+    /// Red if `alloc` does not ask `begin_unit`, if that is never the first, or if `alloc` takes no samples.
     #[test]
     fn whoever_comes_meanwhile_gets_cold_memory() {
         const PAGES: u32 = 64;
@@ -518,6 +519,7 @@ mod tests {
         };
         let of_units = |runs: &[Run]| runs.iter().filter(|run| run.warm == PAGES).count();
         let mut all = take(64 << 20 >> PAGE_SHIFT >> 6);
+        assert!(!huge::wants_sample() || !huge::is_due(PAGES));
         let another = (0..1_000_000).find_map(|_| node.begin_unit());
         assert!(another.is_some(), "no unit takes so long");
         // What is left of the last unit, and some more.
