@@ -32,7 +32,9 @@ use crate::sys;
 /// Entries before that of CPU 0.
 const UNREGISTERED: usize = 2;
 
-/// Distance from `STOPPED` to each CPU's region; 0 while it has none or is stopped.
+/// Distance from `STOPPED` to each CPU's region; 0 while it has none or is stopped. In cache lines of its own, and those that
+/// processors fetch along with them, since every section reads it.
+#[repr(align(128))]
 pub(super) struct Table([AtomicUsize; sys::MAX_CPUS + UNREGISTERED]);
 pub(super) static TABLE: Table = Table([const { AtomicUsize::new(0) }; sys::MAX_CPUS + UNREGISTERED]);
 /// What the slow path uses in place of `TABLE` in a heap whose stacks are hidden, where no CPU has an entry in that.
@@ -112,4 +114,17 @@ pub(super) fn is_running(cpu: usize) -> (bool, bool) {
 #[inline(always)]
 pub(super) fn table() -> &'static Table {
     if are_hidden() { &HIDDEN } else { &TABLE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red without the alignment.
+    #[test]
+    fn a_table_shares_no_line_with_anything() {
+        for table in [&TABLE, &HIDDEN, &RESERVES] {
+            assert!((&raw const *table as usize).is_multiple_of(128) && size_of_val(table).is_multiple_of(128));
+        }
+    }
 }

@@ -73,7 +73,7 @@ pub(crate) fn possible_cpus() -> usize {
     ranges(read_file(c"/sys/devices/system/cpu/possible", &mut buffer), |_, last| count = count.max(last + 1));
     if count == 0 {
         // SAFETY: sysconf has no preconditions.
-        let configured = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }.max(1) as usize;
+        let configured = keep_errno(|| unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) }).max(1) as usize;
         count = configured.max(current_cpu() + 1).max(allowed_cpus());
     }
     count
