@@ -30,7 +30,7 @@
 //! moment ago, and 5 ms if the host has taken it, after any number of quick ones. Mappings get small pages there.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use super::{MARKS, resident};
 use crate::latency::{self, SlowPath};
@@ -68,6 +68,9 @@ const SURELY_QUICK: u32 = 400;
 
 /// Huge pages in a row that have each been quick, after which the next ones are expected to be.
 const QUICK_IN_A_ROW: u32 = 4;
+
+/// Calls that the system is spared after it has refused one.
+const REFUSED_FOR: u32 = 1024;
 
 /// One unit in so many is of the kind that has been the slower one, to see whether it still is.
 const LOOK_AGAIN: u32 = 128;
@@ -113,22 +116,24 @@ pub(super) unsafe fn advise(start: NonNull<u8>, len: usize) {
     }
 }
 
-/// Microseconds that a unit took when it was last given memory, by kind; 0 if none was. Relaxed throughout: two threads
-/// that are at it at once may both be wrong for a unit.
+/// Microseconds that a unit took when it was last given memory, by kind; 0 if none was. And what else is known of how the system
+/// gives memory. Relaxed throughout: two threads that are at it at once may both be wrong for a unit.
 struct Costs {
     small: AtomicU32,
     huge: AtomicU32,
     units: AtomicU32,
     /// Runs that have shown what small pages take.
     samples: AtomicU32,
+    /// Times that the system is not asked for memory by a call: it has refused to give any.
+    spared: AtomicU32,
 }
 
 static COSTS: Costs = Costs::new();
 
 impl Costs {
     const fn new() -> Costs {
-        let [small, huge, units, samples] = [const { AtomicU32::new(0) }; 4];
-        Costs { small, huge, units, samples }
+        let [small, huge, units, samples, spared] = [const { AtomicU32::new(0) }; 5];
+        Costs { small, huge, units, samples, spared }
     }
 
     /// Whether huge pages are to be preferred, by what is known: first a huge page, one small unit when that was not surely
@@ -178,6 +183,20 @@ impl Costs {
         self.samples.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The system has refused to give memory by a call: it has no such call (before Linux 5.14), or had none to give just then.
+    fn note_refusal(&self) {
+        self.spared.store(REFUSED_FOR, Ordering::Relaxed);
+    }
+
+    /// Whether to do without such calls this time.
+    fn spares(&self) -> bool {
+        let left = self.spared.load(Ordering::Relaxed);
+        if left > 0 {
+            self.spared.store(left - 1, Ordering::Relaxed);
+        }
+        left > 0
+    }
+
     /// A unit took so long. One of the preferred kind that was held up, by a preemption say, does not decide by itself.
     fn note(&self, huge: bool, nanos: u64) {
         let kind = if huge { &self.huge } else { &self.small };
@@ -191,17 +210,14 @@ impl Costs {
     }
 }
 
-/// Whether the system has refused to give memory by a call. Relaxed: whoever has not heard of it asks again.
-static REFUSED: AtomicBool = AtomicBool::new(false);
-
 /// Whether a run of so many pages, for which there is nothing but cold memory, is to come from a unit that is given memory
 /// first.
 pub(super) fn is_due(pages: u32) -> bool {
     pages < 1 << UNIT_ORDER
-        && !REFUSED.load(Ordering::Relaxed)
         && !MARKS.is_limited()
         && sys::page_size() == PAGE
         && resident() >= COSTS.least_heap(setting())
+        && !COSTS.spares()
 }
 
 /// Whether the next run without memory is to be given it by [`sample`], before any unit is.
@@ -216,7 +232,7 @@ pub(super) fn sample(pages: u32, populate: impl FnOnce(u32) -> bool) {
     if populate(pages) {
         COSTS.note_sample(pages, sys::monotonic_nanos() - began);
     } else {
-        REFUSED.store(true, Ordering::Relaxed);
+        COSTS.note_refusal();
     }
 }
 
@@ -231,7 +247,7 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
         // SAFETY: the caller's obligation.
         unsafe { sys::advise_huge(start, UNIT, true) };
     }
-    let populated = by_the_clock(huge, populate).is_some();
+    let populated = by_the_clock(&COSTS, huge, populate).is_some();
     if huge {
         // A page of the unit that is touched when all of it has been given back is one page then, as it is counted, and
         // what lies free between pages in use is not made whole again behind the heap's back.
@@ -242,14 +258,14 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
 }
 
 /// Has `populate` give memory to a unit, and notes what that took; returns the nanoseconds, or `None` if the system refuses.
-fn by_the_clock(huge: bool, populate: impl FnOnce() -> bool) -> Option<u64> {
+fn by_the_clock(costs: &Costs, huge: bool, populate: impl FnOnce() -> bool) -> Option<u64> {
     let began = sys::monotonic_nanos();
     if !populate() {
-        REFUSED.store(true, Ordering::Relaxed);
+        costs.note_refusal();
         return None;
     }
     let took = sys::monotonic_nanos() - began;
-    COSTS.note(huge, took);
+    costs.note(huge, took);
     Some(took)
 }
 
@@ -265,10 +281,10 @@ pub(super) fn may_fill(len: usize) -> bool {
     is_auto()
         && COSTS.prefers_huge()
         && resident >= MEDIUM_HEAP.max(len / 2 * 3)
-        && !REFUSED.load(Ordering::Relaxed)
         && !MARKS.is_limited()
         && sys::page_size() == PAGE
         && system_says(BY_ADVICE)
+        && !COSTS.spares()
 }
 
 /// Gives memory to the units of a new block, of which 64 MiB at most, by huge pages until one was not quick; returns whether
@@ -284,7 +300,7 @@ pub(super) unsafe fn populate_block(start: NonNull<u8>, len: usize) -> bool {
     let (mut at, mut quick) = (first, 0);
     while at + UNIT <= len.min(first + LARGE_MAPPING) && COSTS.prefers_huge() {
         // SAFETY: a unit of the caller's range.
-        let took = by_the_clock(true, || unsafe { sys::populate(start.add(at), UNIT) });
+        let took = by_the_clock(&COSTS, true, || unsafe { sys::populate(start.add(at), UNIT) });
         quick = if took.is_some_and(|took| COSTS.is_quick(took)) { quick + 1 } else { 0 };
         if took.is_none() {
             break;
@@ -349,10 +365,10 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
     let is_due = is_auto()
         && sys::page_size() == PAGE
         && to_unit + UNIT <= more
-        && !REFUSED.load(Ordering::Relaxed)
         && resident() >= LARGE_MAPPING
         && system_says(BY_ADVICE)
-        && !system_says(REPORTS_FREE);
+        && !system_says(REPORTS_FREE)
+        && !COSTS.spares();
     // Advice is for the mapping as a whole: a part with advice of its own would be a mapping of its own to the system, and
     // `mremap` moves one at a time.
     let mut advised = None;
@@ -375,7 +391,7 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
         while at + UNIT <= end {
             let huge = COSTS.choose();
             advise(huge);
-            let Some(took) = by_the_clock(huge, || populate(at, at + UNIT)) else { break };
+            let Some(took) = by_the_clock(&COSTS, huge, || populate(at, at + UNIT)) else { break };
             quick = if huge && COSTS.is_quick(took) { quick + 1 } else { 0 };
             at += UNIT;
         }
@@ -387,6 +403,8 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Controls: look for the word without its brackets; take any number for an order.
@@ -493,6 +511,39 @@ mod tests {
         assert!(!costs.choose());
         costs.note(true, 200_000);
         assert_eq!([costs.choose(), costs.choose()], [true, true]);
+    }
+
+    /// What a unit took is what is known of its kind afterwards; one that was refused tells nothing of it.
+    ///
+    /// Controls: in `by_the_clock`, do not note it, note it as of the other kind, or before `populate`.
+    #[test]
+    fn a_unit_shows_what_its_kind_takes() {
+        const LEAST: Duration = Duration::from_millis(2);
+        let slowly = || {
+            std::thread::sleep(LEAST);
+            true
+        };
+        let known = |costs: &Costs| [&costs.small, &costs.huge].map(|kind| u64::from(kind.load(Ordering::Relaxed)));
+        for huge in [false, true] {
+            let costs = Costs::new();
+            assert_eq!(by_the_clock(&costs, huge, || false), None);
+            assert_eq!(known(&costs), [0, 0]);
+            let took = by_the_clock(&costs, huge, slowly).expect("it was not refused");
+            assert!(u128::from(took) >= LEAST.as_nanos());
+            assert_eq!(known(&costs), if huge { [0, took / 1000] } else { [took / 1000, 0] });
+        }
+    }
+
+    /// A system that was short of memory for a moment is asked again.
+    ///
+    /// Controls: have `spares` count nothing down, or `by_the_clock` not note the refusal.
+    #[test]
+    fn a_refusal_is_not_for_good() {
+        let costs = Costs::new();
+        assert!(!costs.spares());
+        assert_eq!(by_the_clock(&costs, true, || false), None);
+        assert!((0..REFUSED_FOR).all(|_| costs.spares()));
+        assert!(!costs.spares());
     }
 
     /// One unit that was held up changes nothing; huge pages that take a little longer are still taken.
