@@ -123,9 +123,9 @@ impl Histogram {
         self.total
     }
 
-    /// A share of `q` (0 to 1) took this or less; within a factor of two. Zero if there were none.
+    /// A share of `q` (0 to 1, or the nearer of them) took this or less; within a factor of two. Zero if there were none.
     pub fn quantile(&self, q: f64) -> Duration {
-        let wanted = ((self.count() as f64 * q).ceil() as u64).max(1);
+        let wanted = ((self.count() as f64 * q.clamp(0.0, 1.0)).ceil() as u64).max(1);
         let reached = self.cumulative().find(|&(_, count)| count >= wanted);
         reached.map_or(Duration::ZERO, |(bound, _)| bound)
     }
@@ -231,6 +231,8 @@ mod tests {
         assert_eq!(histogram.quantile(0.5), Duration::from_nanos(128));
         assert_eq!(histogram.quantile(0.98), Duration::from_nanos(128));
         assert_eq!(histogram.quantile(0.99), Duration::from_nanos(8192));
+        assert_eq!([-1.0, f64::NAN].map(|q| histogram.quantile(q)), [Duration::from_nanos(128); 2]);
+        assert_eq!([1.0, 1.5, f64::INFINITY].map(|q| histogram.quantile(q)), [Duration::from_nanos(8192); 3]);
         assert_eq!(histogram.cumulative().last(), Some((Duration::from_nanos(1 << 39), 100)));
     }
 

@@ -232,7 +232,7 @@ pub struct AllocError(percpu::ChargeError);
 impl core::fmt::Display for AllocError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self.0 {
-            percpu::ChargeError::OutOfMemory => "no memory for the charge, or no size class for the layout",
+            percpu::ChargeError::OutOfMemory => "no memory for the blocks, or no size class for the layout",
             percpu::ChargeError::Unreachable => "another CPU's stacks cannot be reached: membarrier is missing",
         })
     }
