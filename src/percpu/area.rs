@@ -18,7 +18,7 @@ use crate::sys;
 // program it is a constant: "ELF Handling For Thread-Local Storage", initial exec.)
 //
 // Every section on every CPU reads `delta`. Its cache line, and the one that processors fetch along with it, are its own: beside
-// a counter of the program's that others write to, a pair takes 5.9 ns instead of 1.8.
+// a counter of the program's that other CPUs write to, a pair takes three times as long.
 global_asm!(
     ".pushsection .tdata.pcpalloc_rseq, \"awT\", @progbits",
     ".balign 32",
