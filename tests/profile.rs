@@ -344,13 +344,17 @@ fn drains_take_what_lies_below_marks() {
     for size in [24, 200, 3000, 40_000] {
         let layout = Layout::from_size_align(size, 8).expect("a layout");
         let block = || common::Block::new(size, 8, 1).expect("there is memory");
-        let cached = on_cpu(cpus()[0], || {
-            // One at a time, for the largest are kept only if they come and go on a CPU.
-            (0..20).for_each(|_| drop(block()));
-            let blocks: Vec<_> = (0..20).map(|_| block()).collect();
-            drop(blocks);
-            HEAP.stats().percpu_cached
-        });
+        let cached = || {
+            on_cpu(cpus()[0], || {
+                // One at a time, for the largest are kept only if they come and go on a CPU.
+                (0..20).for_each(|_| drop(block()));
+                let blocks: Vec<_> = (0..20).map(|_| block()).collect();
+                drop(blocks);
+                HEAP.stats().percpu_cached
+            })
+        };
+        // The worker empties the stacks of a CPU that is put aside for long, so this is looked at more than once, too.
+        let cached = (0..10).map(|_| cached()).max().expect("ten looks");
         // The reclaimer, the worker and the test harness free things, too, so what is left is looked at more than once.
         let left = (0..10).map(|_| drained()).min().expect("ten looks");
         assert!(cached >= PcpAlloc::new().usable_size(layout) && left < 4096, "{cached} were cached, {left} are left");
