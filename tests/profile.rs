@@ -353,7 +353,7 @@ fn drains_take_what_lies_below_marks() {
                 HEAP.stats().percpu_cached
             })
         };
-        // The worker empties the stacks of a CPU that is put aside for long, so this is looked at more than once, too.
+        // Whether one of the largest is kept depends on what else goes on, so this is looked at more than once, too.
         let cached = (0..10).map(|_| cached()).max().expect("ten looks");
         // The reclaimer, the worker and the test harness free things, too, so what is left is looked at more than once.
         let left = (0..10).map(|_| drained()).min().expect("ten looks");

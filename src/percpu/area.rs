@@ -18,7 +18,7 @@ use crate::sys;
 // program it is a constant: "ELF Handling For Thread-Local Storage", initial exec.)
 //
 // Every section on every CPU reads `delta`. Its cache line, and the one that processors fetch along with it, are its own: beside
-// a counter of the program's that other CPUs write to, a pair takes three times as long.
+// a counter of the program's, each allocation would wait for whoever counts. (What is behind it has a name for the test below.)
 global_asm!(
     ".pushsection .tdata.pcpalloc_rseq, \"awT\", @progbits",
     ".balign 32",

@@ -184,8 +184,10 @@ impl Costs {
     }
 
     /// The system has refused to give memory by a call: it has no such call (before Linux 5.14), or had none to give just then.
+    /// Where that was to show what a huge page takes, the next unit does.
     fn note_refusal(&self) {
         self.spared.store(REFUSED_FOR, Ordering::Relaxed);
+        self.units.store(0, Ordering::Relaxed);
     }
 
     /// Whether to do without such calls this time.
@@ -536,14 +538,14 @@ mod tests {
 
     /// A system that was short of memory for a moment is asked again.
     ///
-    /// Controls: have `spares` count nothing down, or `by_the_clock` not note the refusal.
+    /// Controls: have `spares` count nothing down, `by_the_clock` not note the refusal, or `note_refusal` leave `units` as it is.
     #[test]
     fn a_refusal_is_not_for_good() {
         let costs = Costs::new();
-        assert!(!costs.spares());
+        assert!(!costs.spares() && costs.choose());
         assert_eq!(by_the_clock(&costs, true, || false), None);
         assert!((0..REFUSED_FOR).all(|_| costs.spares()));
-        assert!(!costs.spares());
+        assert!(!costs.spares() && costs.choose());
     }
 
     /// One unit that was held up changes nothing; huge pages that take a little longer are still taken.
