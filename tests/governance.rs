@@ -114,7 +114,7 @@ fn stats_agree_with_the_kernel() {
     child::Child::new(NAME, "").settings("worker:off,high:2g").run().succeeded();
 }
 
-/// A heap of 16 MiB and more, or of 4 where these are huge pages, takes memory that is cold by units of 2 MiB, each by one call;
+/// A heap of 16 MiB and more, or of 3 where these are huge pages, takes memory that is cold by units of 2 MiB, each by one call;
 /// what it has ahead is free and counted. A smaller one takes no more than its blocks need.
 ///
 /// Positive control: have `is_due` in `src/zone/huge.rs` return false, or leave `least_heap` out of it; or give a unit memory
@@ -124,15 +124,15 @@ fn a_large_heap_takes_memory_by_units() {
     const NAME: &str = "a_large_heap_takes_memory_by_units";
     child::body(NAME, |_| {
         // Blocks of a page and more, for which nothing is given memory ahead otherwise.
-        let mut live: Vec<Vec<u8>> = Vec::with_capacity(1 << 15);
-        live.resize_with(1 << 15, Vec::new);
+        let mut live: Vec<Vec<u8>> = Vec::with_capacity(1 << 14);
+        live.resize_with(1 << 14, Vec::new);
         live.clear();
         let mut grow_to = |bytes: usize| {
             while GLOBAL.stats().in_use < bytes {
-                live.extend((0..100).map(|n| vec![n; 8192]));
+                live.extend((0..10).map(|n| vec![n; 8192]));
             }
         };
-        grow_to(2 * MIB);
+        grow_to(MIB);
         child::say("small heap", vmstat("pgpopulate") * 4096);
         grow_to(24 * MIB);
         let (before, began) = (vmstat("pgpopulate") * 4096, GLOBAL.stats());

@@ -103,8 +103,9 @@ fn churn(size: usize) {
 }
 
 fn beyond(size: usize, distance: isize) -> Verdict {
-    let _neighbours: Vec<*mut u8> = (0..4).map(|_| take(size)).collect();
-    let block = take(size);
+    // The last byte of the zone may be in the highest.
+    let blocks: [*mut u8; 5] = std::array::from_fn(|_| take(size));
+    let block = if distance > 0 { blocks.into_iter().min() } else { blocks.into_iter().max() }.expect("there are five");
     let at = if distance > 0 { block.wrapping_add(size - 1) } else { block }.wrapping_offset(distance);
     write(at, read(at) ^ b'A');
     free(block, size);

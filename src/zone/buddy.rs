@@ -291,6 +291,27 @@ impl Buddy {
         Some(page..page + (1 << order))
     }
 
+    /// As [`Buddy::take_cold_unit`], but those from `page` on, a multiple of `1 << order`, if all of them are free and cold.
+    pub(crate) fn take_cold_at(&mut self, page: u32, order: u32) -> Option<Range<u32>> {
+        let unit = page..page + (1 << order);
+        if unit.end > self.end || self.pages.warm_in(unit.clone()) > 0 {
+            return None;
+        }
+        let around = |order: u32| (page >> order << order, order);
+        let is_free = |&(start, order): &(u32, u32)| self.pages.tag(start) & !TAG_WARM == TAG_FREE | order as u8;
+        let (mut start, found) = (order..ORDERS as u32).map(around).find(is_free)?;
+        self.unlink(start, found);
+        for half in (order..found).rev() {
+            let middle = start + (1 << half);
+            let (kept, other) = if page < middle { (start, middle) } else { (middle, start) };
+            let warm = self.pages.warm_in(other..other + (1 << half)) > 0;
+            self.link(other, half, warm);
+            start = kept;
+        }
+        self.free -= 1 << order;
+        Some(unit)
+    }
+
     /// Takes a free block out of which some pages have memory behind them and some have not, to be given it in full;
     /// the caller returns it with [`Buddy::free`]. Looks at the first few of each order, the larger ones first. Says
     /// how many of its pages are warm.

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! a run is wanted, and all that is free for it is cold:
-//!     a heap below 4 MiB      leaves it to page faults
+//!     a heap below 3 MiB      leaves it to page faults
 //!     one below 16 MiB        does so unless huge pages are quick, for all it knows
 //!     any other               gives memory to a whole unit of 2 MiB by one call, and takes the run from that
 //! ```
 //!
-//! What is given memory ahead of its use is free and resident, and counted so; it is half of a heap of 4 MiB, an eighth of one of
+//! What is given memory ahead of its use is free and resident, and counted so; it is two thirds of a heap of 3 MiB, an eighth of one of
 //! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
 //! unit made; others that want one meanwhile go on by page faults. Whether the unit is one huge page or 512 small ones is decided
-//! by what both have taken here so far, the small ones of the two runs before the first unit to begin with: a huge page is cleared
+//! by what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with: a huge page is cleared
 //! in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where the system has to move memory about
 //! to have one, or a virtual machine has to get it from its host, it takes several times as long. (Such stalls are what huge pages
 //! are turned off for.)
@@ -51,8 +51,12 @@ const LARGE_HEAP: usize = 16 << 20;
 /// Resident bytes of a heap that takes memory by huge pages, as long as these are quick. Programs of 10 to 35 MiB (`lru`,
 /// `vec_many`, `btree`, `json`, `compiler`) take 5 % less time than with small pages, 10 % at times when a virtual machine's page
 /// tables are slow to walk, for up to an eighth more memory at the peaks of those that have little more than this; by units of
-/// small pages they would gain nothing. From 2 MiB on it would be another hundredth, but a unit as much as all that is there.
-const MEDIUM_HEAP: usize = 4 << 20;
+/// small pages they would gain nothing. From 2 MiB on it would be another hundredth, but a unit as much as all that is there, and
+/// where one takes 5 ms, as much time.
+const MEDIUM_HEAP: usize = 3 << 20;
+
+/// Resident bytes of a heap that sees what small pages take.
+const SAMPLED_HEAP: usize = 2 << 20;
 
 /// Bytes of a mapping that grows, and of its heap, from which on it gets huge pages.
 const LARGE_MAPPING: usize = 64 << 20;
@@ -84,7 +88,7 @@ const LOOK_AGAIN: u32 = 128;
 #[repr(u8)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// For the growth of a heap that has 4 MiB resident already, while they come about as quickly as small ones, and for
+    /// For the growth of a heap that has 3 MiB resident already, while they come about as quickly as small ones, and for
     /// blocks of 64 MiB and more that grow, while they take half the time. New blocks of 2 MiB and more get them where those
     /// before them were filled. Smaller heaps, and other blocks beyond 4 MiB, are left to the system's own setting.
     #[default]
@@ -212,19 +216,20 @@ impl Costs {
     }
 }
 
-/// Whether a run of so many pages, for which there is nothing but cold memory, is to come from a unit that is given memory
+/// Whether a run of so many pages, for which there is no warm memory, or too little, is to come from a unit that is given memory
 /// first.
 pub(super) fn is_due(pages: u32) -> bool {
-    pages < 1 << UNIT_ORDER
-        && !MARKS.is_limited()
-        && sys::page_size() == PAGE
-        && resident() >= COSTS.least_heap(setting())
-        && !COSTS.spares()
+    pages < 1 << UNIT_ORDER && may_populate(COSTS.least_heap(setting()))
+}
+
+/// Whether memory may be given by calls, in a heap of so many bytes.
+fn may_populate(least_heap: usize) -> bool {
+    !MARKS.is_limited() && sys::page_size() == PAGE && resident() >= least_heap && !COSTS.spares()
 }
 
 /// Whether the next run without memory is to be given it by [`sample`], before any unit is.
 pub(super) fn wants_sample() -> bool {
-    is_auto() && COSTS.wants_sample()
+    COSTS.wants_sample() && is_auto() && may_populate(SAMPLED_HEAP)
 }
 
 /// Has `populate` give small pages to the first few of a run's, told how many, and looks at the clock.
@@ -488,7 +493,7 @@ mod tests {
         }
     }
 
-    /// A heap of 4 MiB tries a huge page, and goes on with them if they are quick; units of small pages are for larger ones.
+    /// A heap of 3 MiB tries a huge page, and goes on with them if they are quick; units of small pages are for larger ones.
     ///
     /// Controls: in `least_heap`, leave out either condition.
     #[test]

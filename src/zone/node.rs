@@ -147,15 +147,18 @@ impl Node {
                     run.zone.free(run.page, pages, 0);
                     continue;
                 }
-                let is_due = run.warm == 0 && ahead && huge::is_due(pages);
-                if is_due && huge::wants_sample() {
+                if run.warm == 0 && huge::wants_sample() {
                     huge::sample(pages, |pages| run.zone.populate_run(run.page, pages));
-                } else if is_due && let Some(_alone) = self.begin_unit() {
+                } else if run.warm < pages
+                    && ahead
+                    && huge::is_due(pages)
+                    && let Some(_alone) = self.begin_unit()
+                {
                     // Once: what another thread takes of it meanwhile is not made up for. The run goes back first, since what is
                     // left of a larger block beside it may be no unit.
                     ahead = false;
                     run.zone.free(run.page, pages, 0);
-                    run.zone.populate_unit();
+                    run.zone.populate_unit(run.page..run.page + pages);
                     refault::ZONES.took(PAGE << huge::UNIT_ORDER);
                     continue;
                 }
@@ -291,12 +294,41 @@ impl Zone {
         populated
     }
 
-    /// Gives memory to a whole unit of free cold pages, if there is one and the system does not refuse.
-    fn populate_unit(&self) {
-        let Some(unit) = self.with_buddy(|buddy| buddy.take_cold_unit(huge::UNIT_ORDER)) else { return };
+    /// Gives memory to a whole unit of free cold pages, if there is one and the system does not refuse: for a run that is wanted
+    /// and was found at `run`, where it lies free.
+    fn populate_unit(&self, run: Range<u32>) {
+        let Some(unit) = self.take_unit(run) else { return };
         // SAFETY: the unit is committed, free, and out of the buddy, so it is ours.
         let done = unsafe { huge::populate_unit(self.address_of(unit.start), || self.populate_range(&unit)) };
         self.put_populated(unit, 0, done);
+    }
+
+    /// Takes a unit of cold pages out of the buddy: the one in which the cold part of a free run begins, so that the run can lie
+    /// across its border; or else, if no page of the run is warm, any.
+    ///
+    /// A unit that is in use in part stays as it is, and the zone is made larger: what is cold costs address space only. But not
+    /// where more lies cold than a unit, or an eighth of the zone, as what is between pages in use does after the rest has
+    /// gone back: that is for page faults.
+    fn take_unit(&self, run: Range<u32>) -> Option<Range<u32>> {
+        const PAGES: u32 = 1 << huge::UNIT_ORDER;
+        let (beside, warm) = self.with_buddy(|buddy| {
+            let first = run.clone().find(|&page| buddy.pages().warm_in(page..page + 1) == 0);
+            let beside = first.and_then(|page| buddy.take_cold_at(page & !(PAGES - 1), huge::UNIT_ORDER));
+            (beside, buddy.pages().warm_in(run.clone()))
+        });
+        if beside.is_some() || warm > 0 {
+            return beside;
+        }
+        let any = || {
+            self.with_buddy(|buddy| {
+                let cold = buddy.free_pages() - buddy.free_warm_pages();
+                (buddy.take_cold_unit(huge::UNIT_ORDER), cold < PAGES.max(buddy.added_pages() / 8))
+            })
+        };
+        match any() {
+            (None, true) if self.enlarge() => any().0,
+            (unit, _) => unit,
+        }
     }
 
     /// Gives memory to a block that is out of the buddy, of which so many pages have some, and puts it back; returns
@@ -485,54 +517,4 @@ pub(crate) fn pages_for(bytes: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// While one thread gives memory to a unit no other does, nor has a child of a fork to wait for a thread that it does not have.
-    ///
-    /// Controls: have `begin_unit` always be the first, or its guard leave the flag; leave it in `fork_lock`.
-    #[test]
-    fn one_unit_at_a_time() {
-        let node = Node::new();
-        let first = node.begin_unit();
-        assert!(first.is_some() && node.begin_unit().is_none());
-        drop(first);
-        let second = node.begin_unit();
-        assert!(second.is_some());
-        core::mem::forget(second);
-        node.fork_lock(true);
-        node.fork_lock(false);
-        assert!(node.begin_unit().is_some());
-    }
-
-    /// What a heap of 16 MiB and more takes meanwhile is cold, and of a unit afterwards. (Other tests may free warm memory.) What
-    /// small pages take is known by then.
-    ///
-    /// Red if `alloc` does not ask `begin_unit`, if that is never the first, or if `alloc` takes no samples.
-    #[test]
-    fn whoever_comes_meanwhile_gets_cold_memory() {
-        const PAGES: u32 = 64;
-        let node = &nodes()[0];
-        let take = |runs: usize| -> Vec<Run> {
-            let run = || node.alloc(PAGES, 0, Purpose::Large, |_, _| false).expect("there is memory");
-            (0..runs).map(|_| run()).collect()
-        };
-        let of_units = |runs: &[Run]| runs.iter().filter(|run| run.warm == PAGES).count();
-        let mut all = take(64 << 20 >> PAGE_SHIFT >> 6);
-        assert!(!huge::wants_sample() || !huge::is_due(PAGES));
-        let another = (0..1_000_000).find_map(|_| node.begin_unit());
-        assert!(another.is_some(), "no unit takes so long");
-        // What is left of the last unit, and some more.
-        all.extend(take(16));
-        let meanwhile = take(32);
-        drop(another);
-        all.extend(take(16));
-        let afterwards = take(32);
-        let seen = (of_units(&meanwhile), of_units(&afterwards));
-        for run in all.into_iter().chain(meanwhile).chain(afterwards) {
-            run.zone.free(run.page, PAGES, 0);
-        }
-        assert!(seen.0 < 16, "{seen:?}");
-        assert!(seen.1 > 16 || !huge::is_due(PAGES), "{seen:?}");
-    }
-}
+mod tests;

@@ -122,6 +122,15 @@ impl World {
                 }
                 unit
             }
+            Heat::At(order, nth) => {
+                let page = (nth % ((self.owner.len() as u32) >> order)) << order;
+                let unit = self.buddy.take_cold_at(page, order);
+                let free = |p: u32| !self.owner[p as usize] && !self.touched[p as usize];
+                let is_there = page >= FIRST && page + (1 << order) <= self.buddy.end;
+                let expected = is_there && (page..page + (1 << order)).all(free);
+                assert_eq!(unit, expected.then_some(page..page + (1 << order)));
+                unit
+            }
             Heat::Cold(most) => {
                 let small = self.buddy.cold[..=most as usize].iter().any(|list| list.blocks > 0);
                 let block = self.buddy.take_cold(most);
@@ -186,6 +195,7 @@ enum Heat {
     Partly,
     Cold(u32),
     Unit(u32),
+    At(u32, u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -199,6 +209,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Heat(Heat::Partly)),
         1 => (0u32..=MAX_ORDER).prop_map(|most| Step::Heat(Heat::Cold(most))),
         1 => (0u32..=MAX_ORDER).prop_map(|order| Step::Heat(Heat::Unit(order))),
+        1 => (0u32..=MAX_ORDER, any::<u32>()).prop_map(|(order, nth)| Step::Heat(Heat::At(order, nth))),
     ]
 }
 
