@@ -10,7 +10,8 @@
 //! What is given memory ahead of its use is free and resident, and counted so; it is two thirds of a heap of 3 MiB, an eighth of one of
 //! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
 //! unit made; others that want one meanwhile go on by page faults. Whether the unit is one huge page or 512 small ones is decided
-//! by what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with: a huge page is cleared
+//! by what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with, and of one in eight where
+//! they are the quicker ones and no units are made: a huge page is cleared
 //! in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where the system has to move memory about
 //! to have one, or a virtual machine has to get it from its host, it takes several times as long. (Such stalls are what huge pages
 //! are turned off for.)
@@ -73,6 +74,11 @@ const SURELY_QUICK: u32 = 400;
 /// Huge pages in a row that have each been quick, after which the next ones are expected to be.
 const QUICK_IN_A_ROW: u32 = 4;
 
+/// One run in so many shows what small pages take, where these are preferred and come by page faults. (What the system has at hand of
+/// them may be at its end: on a virtual machine whose host has taken back what is free, the first few dozen pages take 1 us each, and
+/// those after them 25, which is more than huge pages do.)
+const SAMPLE_AGAIN: u32 = 8;
+
 /// Calls that the system is spared after it has refused one.
 const REFUSED_FOR: u32 = 1024;
 
@@ -128,6 +134,8 @@ struct Costs {
     units: AtomicU32,
     /// Runs that have shown what small pages take.
     samples: AtomicU32,
+    /// Runs since then that might have.
+    passed: AtomicU32,
     /// Times that the system is not asked for memory by a call: it has refused to give any.
     spared: AtomicU32,
 }
@@ -136,8 +144,8 @@ static COSTS: Costs = Costs::new();
 
 impl Costs {
     const fn new() -> Costs {
-        let [small, huge, units, samples, spared] = [const { AtomicU32::new(0) }; 5];
-        Costs { small, huge, units, samples, spared }
+        let [small, huge, units, samples, passed, spared] = [const { AtomicU32::new(0) }; 6];
+        Costs { small, huge, units, samples, passed, spared }
     }
 
     /// Whether huge pages are to be preferred, by what is known: first a huge page, one small unit when that was not surely
@@ -178,12 +186,22 @@ impl Costs {
         self.samples.load(Ordering::Relaxed) < SAMPLES
     }
 
-    /// So many small pages took so long. The quicker of the runs counts.
+    /// Whether the next run is to show whether small pages are still quicker, of which nobody makes units.
+    fn wants_look(&self) -> bool {
+        !self.prefers_huge() && self.passed.fetch_add(1, Ordering::Relaxed) % SAMPLE_AGAIN == SAMPLE_AGAIN - 1
+    }
+
+    /// So many small pages took so long. The quicker of the first runs counts; of a later one half, and no more than if it had
+    /// taken four times as long as those before it: the thread may have been put aside.
     fn note_sample(&self, pages: u32, nanos: u64) {
         let unit = nanos.saturating_mul(1 << UNIT_ORDER) / u64::from(pages.max(1));
         let unit = (unit / 1000).clamp(1, u32::MAX as u64 / 2) as u32;
-        let before = self.small.load(Ordering::Relaxed);
-        self.small.store(if before == 0 { unit } else { unit.min(before) }, Ordering::Relaxed);
+        let changed = match self.small.load(Ordering::Relaxed) {
+            0 => unit,
+            before if self.wants_sample() => unit.min(before),
+            before => before / 2 + unit.min(before.saturating_mul(4)) / 2,
+        };
+        self.small.store(changed.max(1), Ordering::Relaxed);
         self.samples.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -229,7 +247,7 @@ fn may_populate(least_heap: usize) -> bool {
 
 /// Whether the next run without memory is to be given it by [`sample`], before any unit is.
 pub(super) fn wants_sample() -> bool {
-    COSTS.wants_sample() && is_auto() && may_populate(SAMPLED_HEAP)
+    is_auto() && may_populate(SAMPLED_HEAP) && (COSTS.wants_sample() || resident() < LARGE_HEAP && COSTS.wants_look())
 }
 
 /// Has `populate` give small pages to the first few of a run's, told how many, and looks at the clock.
@@ -409,161 +427,4 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    /// Controls: look for the word without its brackets; take any number for an order.
-    #[test]
-    fn what_the_system_says_is_understood() {
-        assert_eq!(by_advice(b"always [madvise] never\n"), BY_ADVICE);
-        assert_eq!(by_advice(b"[always] madvise never\n") | by_advice(b"always madvise [never]\n") | by_advice(b""), 0);
-        assert_eq!(reports_free(b"9\n") & reports_free(b"10\n"), REPORTS_FREE);
-        assert_eq!(reports_free(b"4294967295\n") | reports_free(b"-1\n") | reports_free(b""), 0);
-    }
-
-    /// Controls: have `is_quick` compare with all of what small pages take, or with nothing known of them be false.
-    #[test]
-    fn half_of_what_small_pages_take_is_quick() {
-        let costs = Costs::new();
-        assert!(costs.is_quick(200_000) && !costs.is_quick(500_000));
-        costs.note(false, 700_000);
-        assert!(costs.is_quick(200_000) && !costs.is_quick(400_000) && !costs.is_quick(5_000_000));
-    }
-
-    /// Runs so many units, of which each kind takes so long; returns how many were huge pages.
-    fn run(costs: &Costs, units: u32, small: u64, huge: u64) -> u32 {
-        (0..units)
-            .filter(|_| {
-                let kind = costs.choose();
-                costs.note(kind, if kind { huge } else { small });
-                kind
-            })
-            .count() as u32
-    }
-
-    /// The quicker kind has all but a few looks at the other, and its place when that changes.
-    ///
-    /// Red if `choose` never looks again, or `note` keeps what a kind took at first.
-    #[test]
-    fn the_quicker_kind_is_taken() {
-        let costs = Costs::new();
-        let huge = run(&costs, 1280, 700_000, 200_000);
-        assert!((1268..1280).contains(&huge), "{huge}");
-        // The host has no more to give at once.
-        let huge = run(&costs, 1280, 700_000, 4_000_000);
-        assert!((10..20).contains(&huge), "{huge}");
-        let huge = run(&costs, 1280, 700_000, 200_000);
-        assert!(huge > 1280 - 2 * LOOK_AGAIN, "{huge}");
-        assert!(costs.prefers_huge());
-    }
-
-    /// Small pages are not tried while huge ones are surely quick; when one was not, once, to know.
-    ///
-    /// Red if `prefers_huge` wants to know in any case, or never.
-    #[test]
-    fn what_is_surely_quick_needs_no_comparison() {
-        let costs = Costs::new();
-        assert_eq!(run(&costs, LOOK_AGAIN - 1, 700_000, 200_000), LOOK_AGAIN - 1);
-        let costs = Costs::new();
-        assert_eq!(run(&costs, 10, 2_000_000, 1_900_000), 9);
-        let costs = Costs::new();
-        assert_eq!(run(&costs, 10, 700_000, 4_700_000), 1);
-    }
-
-    /// What small pages take is known by two runs before a unit is made: by the one during which the thread was not put aside.
-    ///
-    /// Controls: in `note_sample`, keep the first or the last of them, or forget that it was one; leave out the pages.
-    #[test]
-    fn two_runs_show_what_small_pages_take() {
-        for nanos in [[16_000, 5_000_000], [5_000_000, 16_000]] {
-            let costs = Costs::new();
-            for nanos in nanos {
-                assert!(costs.wants_sample());
-                costs.note_sample(16, nanos);
-            }
-            assert!(!costs.wants_sample());
-            costs.note(true, 700_000);
-            assert!(costs.prefers_huge());
-            let costs = Costs::new();
-            nanos.into_iter().for_each(|nanos| costs.note_sample(16, nanos));
-            costs.note(true, 800_000);
-            assert!(!costs.prefers_huge());
-        }
-    }
-
-    /// A heap of 3 MiB tries a huge page, and goes on with them if they are quick; units of small pages are for larger ones.
-    ///
-    /// Controls: in `least_heap`, leave out either condition.
-    #[test]
-    fn a_medium_heap_takes_huge_pages_or_none() {
-        let costs = Costs::new();
-        assert_eq!(costs.least_heap(HugePages::Auto), MEDIUM_HEAP);
-        assert_eq!(costs.least_heap(HugePages::Never), LARGE_HEAP);
-        costs.note(true, 200_000);
-        assert_eq!(costs.least_heap(HugePages::Auto), MEDIUM_HEAP);
-        costs.note(true, 25_000_000);
-        assert_eq!(costs.least_heap(HugePages::Auto), LARGE_HEAP);
-    }
-
-    /// Of several threads that know nothing one tries a huge page.
-    ///
-    /// Red if `choose` makes no difference where nothing is known.
-    #[test]
-    fn one_finds_out() {
-        let costs = Costs::new();
-        assert_eq!([costs.choose(), costs.choose(), costs.choose()], [true, false, false]);
-        costs.note(false, 700_000);
-        assert!(!costs.choose());
-        costs.note(true, 200_000);
-        assert_eq!([costs.choose(), costs.choose()], [true, true]);
-    }
-
-    /// What a unit took is what is known of its kind afterwards; one that was refused tells nothing of it.
-    ///
-    /// Controls: in `by_the_clock`, do not note it, note it as of the other kind, or before `populate`.
-    #[test]
-    fn a_unit_shows_what_its_kind_takes() {
-        const LEAST: Duration = Duration::from_millis(2);
-        let slowly = || {
-            std::thread::sleep(LEAST);
-            true
-        };
-        let known = |costs: &Costs| [&costs.small, &costs.huge].map(|kind| u64::from(kind.load(Ordering::Relaxed)));
-        for huge in [false, true] {
-            let costs = Costs::new();
-            assert_eq!(by_the_clock(&costs, huge, || false), None);
-            assert_eq!(known(&costs), [0, 0]);
-            let took = by_the_clock(&costs, huge, slowly).expect("it was not refused");
-            assert!(u128::from(took) >= LEAST.as_nanos());
-            assert_eq!(known(&costs), if huge { [0, took / 1000] } else { [took / 1000, 0] });
-        }
-    }
-
-    /// A system that was short of memory for a moment is asked again.
-    ///
-    /// Controls: have `spares` count nothing down, `by_the_clock` not note the refusal, or `note_refusal` leave `units` as it is.
-    #[test]
-    fn a_refusal_is_not_for_good() {
-        let costs = Costs::new();
-        assert!(!costs.spares() && costs.choose());
-        assert_eq!(by_the_clock(&costs, true, || false), None);
-        assert!((0..REFUSED_FOR).all(|_| costs.spares()));
-        assert!(!costs.spares() && costs.choose());
-    }
-
-    /// One unit that was held up changes nothing; huge pages that take a little longer are still taken.
-    #[test]
-    fn a_preemption_does_not_decide() {
-        let costs = Costs::new();
-        run(&costs, 200, 700_000, 200_000);
-        costs.note(true, 3_000_000);
-        assert!(costs.prefers_huge());
-        let costs = Costs::new();
-        assert!(run(&costs, 100, 700_000, 900_000) > 90);
-        costs.note(true, u64::MAX);
-        costs.note(false, 0);
-        run(&costs, 1000, 1, 1);
-    }
-}
+mod tests;
