@@ -11,10 +11,9 @@
 //! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
 //! unit made; others that want one meanwhile go on by page faults. Whether the unit is one huge page or 512 small ones is decided
 //! by what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with, and of one in eight where
-//! they are the quicker ones and no units are made: a huge page is cleared
-//! in a fraction of the time of 512 faults, and spares as many entries of the TLB, but where the system has to move memory about
-//! to have one, or a virtual machine has to get it from its host, it takes several times as long. (Such stalls are what huge pages
-//! are turned off for.)
+//! they are the quicker ones and no units are made: a huge page is cleared in a fraction of the time of 512 faults, and spares as
+//! many entries of the TLB, but where the system has to move memory about to have one, or a virtual machine has to get it from its
+//! host, it takes several times as long. (Such stalls are what huge pages are turned off for.)
 //!
 //! ```text
 //! a mapping has grown, in a heap of 64 MiB:
@@ -247,7 +246,7 @@ fn may_populate(least_heap: usize) -> bool {
 
 /// Whether the next run without memory is to be given it by [`sample`], before any unit is.
 pub(super) fn wants_sample() -> bool {
-    is_auto() && may_populate(SAMPLED_HEAP) && (COSTS.wants_sample() || resident() < LARGE_HEAP && COSTS.wants_look())
+    is_auto() && (COSTS.wants_sample() || resident() < LARGE_HEAP && COSTS.wants_look()) && may_populate(SAMPLED_HEAP)
 }
 
 /// Has `populate` give small pages to the first few of a run's, told how many, and looks at the clock.

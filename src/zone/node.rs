@@ -140,7 +140,8 @@ impl Node {
         let mut tries = 0..ROOM_TRIES;
         let bytes = (pages as usize) << PAGE_SHIFT;
         let mut make_room = || tries.next().is_some_and(|n| make_room(self.number(), bytes << n));
-        let mut ahead = true;
+        // Bytes that a unit was given for this run.
+        let mut ahead = None;
         loop {
             if let Some(run) = self.alloc_free(pages, align, order, purpose) {
                 if run.warm < pages && make_room() {
@@ -150,19 +151,19 @@ impl Node {
                 if run.warm == 0 && huge::wants_sample() {
                     huge::sample(pages, |pages| run.zone.populate_run(run.page, pages));
                 } else if run.warm < pages
-                    && ahead
+                    && ahead.is_none()
                     && huge::is_due(pages)
                     && let Some(_alone) = self.begin_unit()
                 {
                     // Once: what another thread takes of it meanwhile is not made up for. The run goes back first, since what is
                     // left of a larger block beside it may be no unit.
-                    ahead = false;
                     run.zone.free(run.page, pages, 0);
-                    run.zone.populate_unit(run.page..run.page + pages);
-                    refault::ZONES.took(PAGE << huge::UNIT_ORDER);
+                    let given = run.zone.populate_unit(run.page..run.page + pages);
+                    refault::ZONES.took(given);
+                    ahead = Some(given);
                     continue;
                 }
-                let run = Run { grows: run.grows || !ahead, ..run };
+                let run = Run { grows: run.grows || ahead > Some(0), ..run };
                 sys::tools::open(run.address().as_ptr(), (pages as usize) << PAGE_SHIFT);
                 if run.warm < pages && MARKS.is_limited() && !MARKS.admits(0, (pages as usize) << PAGE_SHIFT) {
                     run.zone.free(run.page, pages, 0);
@@ -295,12 +296,12 @@ impl Zone {
     }
 
     /// Gives memory to a whole unit of free cold pages, if there is one and the system does not refuse: for a run that is wanted
-    /// and was found at `run`, where it lies free.
-    fn populate_unit(&self, run: Range<u32>) {
-        let Some(unit) = self.take_unit(run) else { return };
+    /// and was found at `run`, where it lies free. Returns the bytes that it got.
+    fn populate_unit(&self, run: Range<u32>) -> usize {
+        let Some(unit) = self.take_unit(run) else { return 0 };
         // SAFETY: the unit is committed, free, and out of the buddy, so it is ours.
         let done = unsafe { huge::populate_unit(self.address_of(unit.start), || self.populate_range(&unit)) };
-        self.put_populated(unit, 0, done);
+        self.put_populated(unit, 0, done).unwrap_or(0)
     }
 
     /// Takes a unit of cold pages out of the buddy: the one in which the cold part of a free run begins, so that the run can lie
