@@ -1,7 +1,7 @@
 //! Huge pages, and memory for large heaps a huge page's worth at a time.
 //!
 //! ```text
-//! a run is wanted, and all that is free for it is cold:
+//! a run is wanted, and what is free for it is cold, or some of it:
 //!     a heap below 3 MiB      leaves it to page faults
 //!     one below 16 MiB        does so unless huge pages are quick, for all it knows
 //!     any other               gives memory to a whole unit of 2 MiB by one call, and takes the run from that
@@ -52,7 +52,7 @@ const LARGE_HEAP: usize = 16 << 20;
 /// `vec_many`, `btree`, `json`, `compiler`) take 5 % less time than with small pages, 10 % at times when a virtual machine's page
 /// tables are slow to walk, for up to an eighth more memory at the peaks of those that have little more than this; by units of
 /// small pages they would gain nothing. From 2 MiB on it would be another hundredth, but a unit as much as all that is there, and
-/// where one takes 5 ms, as much time.
+/// where the system has to look for one, as much time as all before it.
 const MEDIUM_HEAP: usize = 3 << 20;
 
 /// Resident bytes of a heap that sees what small pages take.
@@ -74,8 +74,7 @@ const SURELY_QUICK: u32 = 400;
 const QUICK_IN_A_ROW: u32 = 4;
 
 /// One run in so many shows what small pages take, where these are preferred and come by page faults. (What the system has at hand of
-/// them may be at its end: on a virtual machine whose host has taken back what is free, the first few dozen pages take 1 us each, and
-/// those after them 25, which is more than huge pages do.)
+/// them comes to an end: where a virtual machine's host has taken back what is free, those after them take longer than huge pages.)
 const SAMPLE_AGAIN: u32 = 8;
 
 /// Calls that the system is spared after it has refused one.
@@ -301,14 +300,7 @@ pub(super) fn is_auto() -> bool {
 /// Whether a block of so many bytes, which the heap has just now come to have, may be given huge pages, if it is going to be
 /// filled: at most twice as much as all else, of pages that are quick.
 pub(super) fn may_fill(len: usize) -> bool {
-    let resident = resident();
-    is_auto()
-        && COSTS.prefers_huge()
-        && resident >= MEDIUM_HEAP.max(len / 2 * 3)
-        && !MARKS.is_limited()
-        && sys::page_size() == PAGE
-        && system_says(BY_ADVICE)
-        && !COSTS.spares()
+    is_auto() && COSTS.prefers_huge() && system_says(BY_ADVICE) && may_populate(MEDIUM_HEAP.max(len / 2 * 3))
 }
 
 /// Gives memory to the units of a new block, of which 64 MiB at most, by huge pages until one was not quick; returns whether
