@@ -5,9 +5,10 @@
 mod common;
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use common::child::{self, Child};
-use common::{Block, HEAP, cpus, on_cpu};
+use common::{Block, HEAP, Random, cpus, on_cpu};
 use pcpalloc::debug::{Level, check};
 use pcpalloc::{Mode, PcpAlloc};
 
@@ -139,6 +140,64 @@ fn lines_are_not_lent() {
     });
     for settings in ["worker:off", "worker:off,shards:cpu"] {
         Child::new(NAME, "").settings(settings).run().succeeded();
+    }
+}
+
+/// Two threads that have changed places share lines, each with the other's blocks, only for a while.
+///
+/// Red if a CPU does not look at its frees, or takes what it finds for its own: have `Region::visited` (`src/percpu/homing.rs`)
+/// return at once, or `is_sent_home` (`src/percpu/slow.rs`) say that no block is foreign.
+#[test]
+fn what_has_moved_goes_home() {
+    const NAME: &str = "what_has_moved_goes_home";
+    const COUNT: usize = 600;
+    const FEW: usize = COUNT / 40;
+    const DEADLINE: Duration = Duration::from_secs(30);
+    child::body(NAME, |_| {
+        let Some(mut places) = two_cpus() else { return };
+        if HEAP.stats().mode == Mode::PerThread {
+            return;
+        }
+        let any_small =
+            |random: &mut Random| Block::new([8, 16, 24, 32][random.below(4)], 8, 7).expect("there is memory");
+        let replace = |blocks: &mut Vec<Block>, random: &mut Random| {
+            for _ in 0..4 * COUNT {
+                let at = random.below(COUNT);
+                blocks[at] = any_small(random);
+            }
+        };
+        let lines =
+            |blocks: &[Block]| -> HashSet<usize> { blocks.iter().map(|block| block.range().start / 64).collect() };
+        let mut random = Random::new(1);
+        let mut sets = places.map(|cpu| on_cpu(cpu, || (0..COUNT).map(|_| any_small(&mut random)).collect::<Vec<_>>()));
+        let shared = |sets: &[Vec<Block>; 2]| lines(&sets[0]).intersection(&lines(&sets[1])).count();
+        assert!(shared(&sets) <= FEW);
+        for _ in 0..9 {
+            places.reverse();
+            for (cpu, blocks) in places.into_iter().zip(&mut sets) {
+                on_cpu(cpu, || replace(blocks, &mut random));
+            }
+        }
+        let most = shared(&sets);
+        assert!(most > 4 * FEW, "{most} lines are shared");
+        let start = Instant::now();
+        while shared(&sets) > FEW {
+            assert!(start.elapsed() < DEADLINE, "{} lines are shared still, of {most}", shared(&sets));
+            for (cpu, blocks) in places.into_iter().zip(&mut sets) {
+                on_cpu(cpu, || {
+                    replace(blocks, &mut random);
+                    // Now and then some other stack is empty or full.
+                    drop(take_of(2048, 200));
+                    std::thread::sleep(Duration::from_millis(1));
+                });
+            }
+        }
+        println!("{most} lines were shared, {} are after {:?}", shared(&sets), start.elapsed());
+        drop(sets);
+        check(Level::Lists).expect("the heap is whole");
+    });
+    for settings in ["worker:off", "worker:off,shards:cpu"] {
+        print!("{}", Child::new(NAME, "").settings(settings).run().succeeded().stdout);
     }
 }
 

@@ -79,8 +79,8 @@ impl Region {
             let header = &self.headers[class];
             let limit = self.headers[FLOOR + class].limit.load(Ordering::Relaxed);
             let shown = header.limit.load(Ordering::Relaxed);
-            if shown != if book.diverted { core::ptr::null_mut() } else { limit } {
-                return Err("a push sees a stack's limit, or none while somebody observes the heap");
+            if shown != if self.is_diverted(&book, class) { core::ptr::null_mut() } else { limit } {
+                return Err("a push sees a stack's limit, or none while pushes are diverted");
             }
             if stack.capacity as usize > room || limit != stack.base.wrapping_add(stack.capacity as usize) {
                 return Err("a stack's limit is its capacity, which its array has room for");

@@ -26,6 +26,7 @@ mod deferred;
 mod drain;
 mod fence;
 mod hidden;
+mod homing;
 mod nolock;
 #[cfg_attr(not(feature = "debug"), allow(dead_code))]
 pub(crate) mod observed;

@@ -413,10 +413,15 @@ impl Region {
         self.show_limit(book, class);
     }
 
+    /// Whether pushes of a class miss: somebody observes the heap, or the CPU looks at its frees of small blocks (`homing.rs`).
+    pub(super) fn is_diverted(&self, book: &Book, class: usize) -> bool {
+        book.diverted || self.looks() && CLASS[class].is_small()
+    }
+
     /// Has pushes see the limit, or that there is no room.
-    fn show_limit(&self, book: &Book, class: usize) {
+    pub(super) fn show_limit(&self, book: &Book, class: usize) {
         let limit = self.headers[FLOOR + class].limit.load(Ordering::Relaxed);
-        let shown = if book.diverted { core::ptr::null_mut() } else { limit };
+        let shown = if self.is_diverted(book, class) { core::ptr::null_mut() } else { limit };
         self.headers[class].limit.store(shown, Ordering::Relaxed);
     }
 

@@ -23,6 +23,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
+use super::homing::{Look, Pace};
 use super::observed::Sampler;
 use crate::lock::Lock;
 use crate::size_class::{CLASS, CLASSES};
@@ -66,6 +67,7 @@ pub(crate) struct Region {
     pub(super) levels: [AtomicU8; CLASSES],
     pub(super) counters: Counters,
     pub(super) sampler: Sampler,
+    pub(super) look: Look,
 }
 
 /// What happened here, in numbers. Relaxed throughout: statistics.
@@ -103,6 +105,7 @@ pub(super) struct Book {
     /// Visits to the slow path of stacks of runs that have no capacity.
     pub(super) turn: u16,
     pub(super) outflow: Outflow,
+    pub(super) pace: Pace,
     pub(super) reserves: [Reserve; CLASSES],
     /// First word of the array on the deferred stack.
     pub(super) deferred: *mut usize,

@@ -190,7 +190,7 @@ pub(crate) fn free_bulk(class: usize, blocks: &mut [usize]) {
 }
 
 /// The shard to whose slabs a block of `class` goes back, unless another one gets the slab meanwhile.
-pub(super) fn shard_of_block(class: usize, address: usize) -> usize {
+pub(crate) fn shard_of_block(class: usize, address: usize) -> usize {
     let (zone, _) = zone_of(address, class);
     zone.shard(Zone::page_of(run_start(&CLASS[class], address)))
 }

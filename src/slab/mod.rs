@@ -20,7 +20,7 @@ pub(crate) mod transfer;
 use bitmap::Slab;
 #[cfg(feature = "debug")]
 pub(crate) use bulk::is_out;
-pub(crate) use bulk::{account_run, alloc_bulk, alloc_bulk_counted, free_bulk, take_bulk_counted};
+pub(crate) use bulk::{account_run, alloc_bulk, alloc_bulk_counted, free_bulk, shard_of_block, take_bulk_counted};
 pub(crate) use central::{central, counts_on};
 #[cfg(feature = "debug")]
 pub(crate) use guard::pages as guard_pages;

@@ -1,0 +1,194 @@
+//! Small blocks that have come to another CPU with their thread are sent home.
+//!
+//! A shard has slabs of small blocks to itself so that no two CPUs write to one cache line (`slab/shard.rs`). But when a thread
+//! moves to another CPU its blocks come along, are freed there and handed out again there, while their neighbours in the line
+//! are in use where they came from. Nothing ends that: a thread that replaces what it has, one block at a time, never fills
+//! a stack, and what is on top of a stack is what it gets. Two threads that had changed places once took a third longer from
+//! then on (`larson_2t` in `benches/compare`).
+//!
+//! So a CPU looks at its frees now and then. While it does, pushes of small blocks miss, as they all do where frees are diverted
+//! (`observed.rs`), and the slow path puts a block that is at home here on the stack, and others back into their slabs.
+//!
+//! ```text
+//!            quiet, and the pause is over
+//!    pause ────────────────────────────────▶ look at WINDOW frees, and again
+//!      ▲       few were foreign: half the pause        │
+//!      │  no fewer than before: twice the pause        │
+//!      └───────────────────────────────────────────────┘
+//! ```
+//!
+//! What threads pass on to each other is foreign, too, but had better stay where it is and go back by batches. A CPU that frees
+//! what another allocates has its stacks run full all the time: it is not quiet. And of those that take from each other as much
+//! as they give, foreign blocks become no fewer by sending them home. Nor do they where there are so many blocks that
+//! two windows see few of them: but such do not lie in two processors' caches at once.
+//!
+//! A look at a free takes about as long as two pairs of allocations and frees, and sending the block home three times as long:
+//! two windows in vain are a quarter of a millisecond, at most every [`SHORTEST`], and every [`LONGEST`] if it is always so.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::choice::{Mode, mode};
+use super::region::{Book, Region};
+use crate::size_class::{CLASS, CLASSES};
+use crate::slab::shard::Division;
+use crate::sys;
+
+/// Visits to the slow path from one look at the clock to the next.
+const VISITS: u8 = 8;
+/// Nanoseconds that so many visits take on a quiet CPU, at least.
+const QUIET: u64 = 1_000_000;
+/// Frees of small blocks that are looked at before anything is concluded from them.
+const WINDOW: u32 = 2048;
+/// So many foreign ones in a window are not worth looking for.
+const FEW: u32 = WINDOW / 32;
+/// The shortest pause, in nanoseconds.
+const SHORTEST: u64 = 2_000_000;
+/// The longest.
+const LONGEST: u64 = 1_000_000_000;
+
+/// What a CPU sees that looks at its frees. All zero is a valid value.
+///
+/// Relaxed throughout, and no read-modify-writes: a free that two threads count as one makes a window longer by one.
+#[derive(Default)]
+pub(super) struct Look {
+    is_on: AtomicBool,
+    /// Frees looked at in this window.
+    seen: AtomicU32,
+    /// Those of blocks from other shards.
+    foreign: AtomicU32,
+}
+
+/// When to look. All zero is a valid value.
+#[derive(Default)]
+pub(super) struct Pace {
+    visits: u8,
+    /// Foreign blocks in the window before; in the first one of a look, more than there can be.
+    before: u32,
+    /// When the clock was last read. All times are in nanoseconds.
+    read_at: u64,
+    pause: u64,
+    /// When the pause is over.
+    due: u64,
+}
+
+impl Pace {
+    /// Notes a visit to the slow path; whether it is time to look.
+    fn begins(&mut self, now: impl FnOnce() -> u64) -> bool {
+        self.visits = (self.visits + 1) % VISITS;
+        if self.visits != 0 {
+            return false;
+        }
+        let now = now();
+        let quiet = self.read_at != 0 && now - self.read_at >= QUIET;
+        self.read_at = now;
+        if quiet && now >= self.due {
+            self.before = u32::MAX;
+            return true;
+        }
+        false
+    }
+
+    /// Notes that `foreign` blocks have been seen in a window; whether to look at another one.
+    fn goes_on(&mut self, foreign: u32, now: impl FnOnce() -> u64) -> bool {
+        let is_first = self.before == u32::MAX;
+        let are_fewer = foreign < self.before - self.before / 16;
+        self.before = foreign;
+        if foreign >= FEW && are_fewer {
+            return true;
+        }
+        let pause = if are_fewer && !is_first { self.pause / 2 } else { 2 * self.pause };
+        self.pause = pause.clamp(SHORTEST, LONGEST);
+        self.due = now() + self.pause;
+        false
+    }
+}
+
+impl Region {
+    /// Whether this CPU looks at its frees of small blocks.
+    #[inline(always)]
+    pub(super) fn looks(&self) -> bool {
+        self.look.is_on.load(Ordering::Relaxed)
+    }
+
+    /// Notes a visit to the slow path, and begins to look if it is time. The region is a CPU's or a thread's.
+    pub(super) fn visited(&self, book: &mut Book) {
+        // Threads' stacks go with them; and where small blocks are in common to all CPUs none is foreign.
+        let there_are_homes = Division::Small.per_node() > 1 && mode() != Mode::PerThread;
+        if there_are_homes && !self.looks() && book.pace.begins(sys::monotonic_nanos) {
+            self.set_look(book, true);
+        }
+    }
+
+    /// Notes that this CPU has freed a small block while it looks.
+    pub(super) fn seen(&self, is_foreign: bool) {
+        let Look { seen, foreign, .. } = &self.look;
+        let foreign_now = foreign.load(Ordering::Relaxed) + is_foreign as u32;
+        let seen_now = seen.load(Ordering::Relaxed) + 1;
+        foreign.store(foreign_now, Ordering::Relaxed);
+        seen.store(seen_now, Ordering::Relaxed);
+        if seen_now < WINDOW {
+            return;
+        }
+        // Somebody else is at it: the next free concludes.
+        let Some(mut book) = self.book.try_lock() else { return };
+        seen.store(0, Ordering::Relaxed);
+        foreign.store(0, Ordering::Relaxed);
+        if !book.pace.goes_on(foreign_now, sys::monotonic_nanos) {
+            self.set_look(&book, false);
+        }
+    }
+
+    fn set_look(&self, book: &Book, on: bool) {
+        self.look.is_on.store(on, Ordering::Relaxed);
+        (0..CLASSES).filter(|&class| CLASS[class].is_small()).for_each(|class| self.show_limit(book, class));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A CPU that comes to the slow path eight times in so long, again and again; how many times until it looks.
+    fn rounds(pace: &mut Pace, clock: &mut u64, nanos: u64) -> Option<usize> {
+        (1..10_000).find(|_| {
+            *clock += nanos;
+            (0..VISITS).any(|_| pace.begins(|| *clock))
+        })
+    }
+
+    /// Red if `begins` does not ask whether the CPU is quiet, or whether the pause is over.
+    #[test]
+    fn who_is_quiet_looks() {
+        let (mut pace, mut clock) = (Pace::default(), 1 << 40);
+        pace.read_at = clock;
+        assert_eq!(rounds(&mut pace, &mut clock, QUIET - 1), None);
+        assert_eq!(rounds(&mut pace, &mut clock, QUIET), Some(1));
+        assert!(!pace.goes_on(0, || clock));
+        assert_eq!(rounds(&mut pace, &mut clock, QUIET), Some((SHORTEST / QUIET) as usize));
+    }
+
+    /// What moved home once is soon all at home; what flows is not looked at for ever, and ever more seldom.
+    ///
+    /// Red if `goes_on` does not compare with the window before, or the pause stays as it is.
+    #[test]
+    fn what_becomes_no_less_is_left_alone() {
+        let (mut pace, mut clock) = (Pace::default(), 1 << 40);
+        let mut pauses = Vec::new();
+        let flow = [WINDOW, WINDOW - 10];
+        for _ in 0..12 {
+            assert!(rounds(&mut pace, &mut clock, QUIET).is_some());
+            assert_eq!(flow.map(|foreign| pace.goes_on(foreign, || clock)), [true, false]);
+            pauses.push(pace.due - clock);
+        }
+        assert_eq!((pauses[0], pauses[1]), (SHORTEST, 2 * SHORTEST));
+        assert_eq!(pauses[11], LONGEST);
+        let moved = [1200, 600, 300, 150, 75, 30];
+        assert!(rounds(&mut pace, &mut clock, QUIET).is_some());
+        assert_eq!(moved.map(|foreign| pace.goes_on(foreign, || clock)), [true, true, true, true, true, false]);
+        assert_eq!(pace.due - clock, LONGEST / 2);
+        // Nothing to be found at all is no reason to look again soon.
+        assert!(rounds(&mut pace, &mut clock, QUIET).is_some());
+        assert!(!pace.goes_on(0, || clock));
+        assert_eq!(pace.due - clock, LONGEST);
+    }
+}
