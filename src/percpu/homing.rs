@@ -34,9 +34,9 @@ use crate::slab::shard::Division;
 use crate::sys;
 
 /// Visits to the slow path from one look at the clock to the next.
-const VISITS: u8 = 8;
+const VISITS: u8 = 2;
 /// Nanoseconds that so many visits take on a quiet CPU, at least.
-const QUIET: u64 = 1_000_000;
+const QUIET: u64 = 250_000;
 /// Frees of small blocks that are looked at before anything is concluded from them.
 const WINDOW: u32 = 2048;
 /// So many foreign ones in a window are not worth looking for.
@@ -148,7 +148,7 @@ impl Region {
 mod tests {
     use super::*;
 
-    /// A CPU that comes to the slow path eight times in so long, again and again; how many times until it looks.
+    /// A CPU that comes to the slow path [`VISITS`] times in so long, again and again; how many times until it looks.
     fn rounds(pace: &mut Pace, clock: &mut u64, nanos: u64) -> Option<usize> {
         (1..10_000).find(|_| {
             *clock += nanos;
