@@ -12,7 +12,7 @@
 //! ```text
 //!            quiet, and the pause is over
 //!    pause ────────────────────────────────▶ look at WINDOW frees, and again
-//!      ▲       few were foreign: half the pause        │
+//!      ▲       few are left: half the pause            │
 //!      │  no fewer than before: twice the pause        │
 //!      └───────────────────────────────────────────────┘
 //! ```
@@ -22,8 +22,8 @@
 //! as they give, foreign blocks become no fewer by sending them home. Nor do they where there are so many blocks that
 //! two windows see few of them: but such do not lie in two processors' caches at once.
 //!
-//! A look at a free takes about as long as two pairs of allocations and frees, and sending the block home three times as long:
-//! two windows in vain are a quarter of a millisecond, at most every [`SHORTEST`], and every [`LONGEST`] if it is always so.
+//! A look at a free takes about as long as two pairs of allocations and frees, and sending the block home three times as long. So
+//! a pause is sixteen times as long as the look before it took, and four times as long as that if the look was in vain.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -45,6 +45,10 @@ const FEW: u32 = WINDOW / 32;
 const SHORTEST: u64 = 2_000_000;
 /// The longest.
 const LONGEST: u64 = 1_000_000_000;
+/// How many times as long as the look before it a pause is, at least: of one that found what there was.
+const AFTER_SUCCESS: u64 = 16;
+/// And of one in vain.
+const AFTER_FAILURE: u64 = 64;
 
 /// What a CPU sees that looks at its frees. All zero is a valid value.
 ///
@@ -66,6 +70,8 @@ pub(super) struct Pace {
     before: u32,
     /// When the clock was last read. All times are in nanoseconds.
     read_at: u64,
+    /// When the look began.
+    began: u64,
     pause: u64,
     /// When the pause is over.
     due: u64,
@@ -82,7 +88,7 @@ impl Pace {
         let quiet = self.read_at != 0 && now - self.read_at >= QUIET;
         self.read_at = now;
         if quiet && now >= self.due {
-            self.before = u32::MAX;
+            (self.before, self.began) = (u32::MAX, now);
             return true;
         }
         false
@@ -96,9 +102,15 @@ impl Pace {
         if foreign >= FEW && are_fewer {
             return true;
         }
-        let pause = if are_fewer && !is_first { self.pause / 2 } else { 2 * self.pause };
+        let now = now();
+        let took = now - self.began;
+        let pause = if are_fewer && !is_first {
+            (self.pause / 2).max(AFTER_SUCCESS * took)
+        } else {
+            (2 * self.pause).max(AFTER_FAILURE * took)
+        };
         self.pause = pause.clamp(SHORTEST, LONGEST);
-        self.due = now() + self.pause;
+        self.due = now + self.pause;
         false
     }
 }
@@ -190,5 +202,17 @@ mod tests {
         assert!(rounds(&mut pace, &mut clock, QUIET).is_some());
         assert!(!pace.goes_on(0, || clock));
         assert_eq!(pace.due - clock, LONGEST);
+    }
+
+    /// Red if the pause does not go by how long the look took.
+    #[test]
+    fn looks_take_a_small_part_of_the_time() {
+        for (foreign, times) in [([1000, 10], AFTER_SUCCESS), ([1000, 1000], AFTER_FAILURE)] {
+            let (mut pace, mut clock) = (Pace { read_at: 1, ..Pace::default() }, 1 << 40);
+            assert!(rounds(&mut pace, &mut clock, QUIET).is_some());
+            clock += SHORTEST;
+            assert_eq!(foreign.map(|foreign| pace.goes_on(foreign, || clock)), [true, false]);
+            assert_eq!(pace.due - clock, times * SHORTEST);
+        }
     }
 }
