@@ -30,6 +30,7 @@ mod homing;
 mod nolock;
 #[cfg_attr(not(feature = "debug"), allow(dead_code))]
 pub(crate) mod observed;
+mod pace;
 mod region;
 mod regions;
 mod reserve;

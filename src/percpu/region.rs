@@ -23,8 +23,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
-use super::homing::{Look, Pace};
 use super::observed::Sampler;
+use super::pace::{Look, Pace};
 use crate::lock::Lock;
 use crate::size_class::{CLASS, CLASSES};
 use crate::sys;
