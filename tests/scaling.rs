@@ -6,7 +6,7 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 
 use common::child::{self, Child};
 use common::{Block, HEAP, cpus, on_cpu, on_threads, scaled};
@@ -165,18 +165,37 @@ fn what_others_want_is_passed_on() {
         if cpus.len() < 2 || HEAP.stats().mode == Mode::PerThread {
             return;
         }
-        let turn = || {
-            let blocks: Vec<Block> = on_cpu(cpus[0], || {
-                (0..count).map(|n| Block::new(size, 8, n as u64).expect("there is memory")).collect()
-            });
-            on_cpu(cpus[1], || drop(blocks));
-        };
         // Ten times as much as a CPU may free before its stacks are swept.
         let warm = (40 << 20) / (count * size);
-        (0..warm).for_each(|_| turn());
-        let before = shared();
-        (0..20).for_each(|_| turn());
-        let after = shared();
+        let (parcel, barrier) = (&Mutex::new(Vec::with_capacity(count)), &Barrier::new(2));
+        // Threads that stay: what the start of one allocates is freed elsewhere, too.
+        let ((before, after), ()) = std::thread::scope(|scope| {
+            let on =
+                |cpu: usize| assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu}");
+            let (maker, dropper) = (cpus[0], cpus[1]);
+            let maker = scope.spawn(move || {
+                on(maker);
+                let turn = || {
+                    let blocks = (0..count).map(|n| Block::new(size, 8, n as u64).expect("there is memory"));
+                    parcel.lock().expect("nobody has failed").extend(blocks);
+                    barrier.wait();
+                    barrier.wait();
+                };
+                (0..warm).for_each(|_| turn());
+                let before = shared();
+                (0..20).for_each(|_| turn());
+                (before, shared())
+            });
+            let dropper = scope.spawn(move || {
+                on(dropper);
+                for _ in 0..warm + 20 {
+                    barrier.wait();
+                    parcel.lock().expect("nobody has failed").clear();
+                    barrier.wait();
+                }
+            });
+            (maker.join().expect("it has not failed"), dropper.join().expect("it has not failed"))
+        });
         let (locks, moved) = (after.slabs.taken - before.slabs.taken, after.transfers - before.transfers);
         assert!(moved >= 2 * count as u64 / 5, "{before:?} {after:?}");
         assert!(locks < 100, "{before:?} {after:?}");

@@ -1,13 +1,14 @@
-//! Small blocks that have come to another CPU with their thread are sent home.
+//! Blocks of less than a cache line that have come to another CPU with their thread are sent home.
 //!
-//! A shard has slabs of small blocks to itself so that no two CPUs write to one cache line (`slab/shard.rs`). But when a thread
+//! A shard has slabs of such blocks to itself so that no two CPUs write to one line (`slab/shard.rs`). But when a thread
 //! moves to another CPU its blocks come along, are freed there and handed out again there, while their neighbours in the line
 //! are in use where they came from. Nothing ends that: a thread that replaces what it has, one block at a time, never fills
 //! a stack, and what is on top of a stack is what it gets. Two threads that had changed places took half as long again from
 //! then on (`larson_2t` in `benches/compare`).
 //!
-//! So a CPU looks at its frees now and then. While it does, pushes of small blocks miss, as they all do where frees are diverted
-//! (`observed.rs`), and the slow path puts a block that is at home here on the stack, and others back into their slabs.
+//! So a CPU looks at its frees now and then. While it does, pushes of such blocks miss, as all do where frees are diverted
+//! (`observed.rs`), and the slow path puts a block that is at home here on the stack, and others back into their slabs. Not larger
+//! ones: shards lend each other slabs of these, so that where a block is at home changes from one free to the next.
 //!
 //! ```text
 //!            quiet, and the pause is over
@@ -36,7 +37,7 @@ use crate::slab::shard::Division;
 use crate::sys;
 
 impl Region {
-    /// Whether this CPU looks at its frees of small blocks.
+    /// Whether this CPU looks at its frees of blocks that share lines.
     #[inline(always)]
     pub(super) fn looks(&self) -> bool {
         self.look.is_on.load(Ordering::Relaxed)
@@ -44,14 +45,14 @@ impl Region {
 
     /// Notes a visit to the slow path, and begins to look if it is time. The region is a CPU's or a thread's.
     pub(super) fn visited(&self, book: &mut Book) {
-        // Threads' stacks go with them; and where small blocks are in common to all CPUs none is foreign.
+        // Threads' stacks go with them; and where such blocks are in common to all CPUs none is foreign.
         let there_are_homes = Division::Small.per_node() > 1 && mode() != Mode::PerThread;
         if there_are_homes && !self.looks() && book.pace.begins(sys::monotonic_nanos) {
             self.set_look(book, true);
         }
     }
 
-    /// Notes that this CPU has freed a small block while it looks.
+    /// Notes that this CPU has freed such a block while it looks.
     pub(super) fn seen(&self, is_foreign: bool) {
         let Look { seen, foreign, .. } = &self.look;
         let foreign_now = foreign.load(Ordering::Relaxed) + is_foreign as u32;
@@ -72,6 +73,6 @@ impl Region {
 
     fn set_look(&self, book: &Book, on: bool) {
         self.look.is_on.store(on, Ordering::Relaxed);
-        (0..CLASSES).filter(|&class| CLASS[class].is_small()).for_each(|class| self.show_limit(book, class));
+        (0..CLASSES).filter(|&class| CLASS[class].shares_lines()).for_each(|class| self.show_limit(book, class));
     }
 }

@@ -1,4 +1,4 @@
-//! When a CPU looks at its frees of small blocks, and for how long: what `homing.rs` goes by.
+//! When a CPU looks at its frees of blocks that share lines, and for how long: what `homing.rs` goes by.
 
 use core::sync::atomic::{AtomicBool, AtomicU32};
 
@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32};
 const VISITS: u8 = 2;
 /// Nanoseconds that so many visits take on a quiet CPU, at least.
 const QUIET: u64 = 250_000;
-/// Frees of small blocks that are looked at before anything is concluded from them.
+/// Frees that are looked at before anything is concluded from them.
 pub(super) const WINDOW: u32 = 2048;
 /// So many foreign ones in a window are not worth looking for.
 const FEW: u32 = WINDOW / 32;

@@ -4,7 +4,7 @@
 //! alloc_slow                              free_slow
 //!   try the stack again (an abort is a miss)
 //!   let the stack grow if it should
-//!                                           a small block of another shard to its slab, while such are looked for
+//!                                           a block of another shard to its slab, while such are looked for
 //!   a batch from another CPU (transfer),    half a stack and the block into a batch,
 //!   or blocks from slabs                    to another CPU (transfer), or to slabs
 //!   one is returned, the others pushed      a stack of any class to slabs, where much goes out
@@ -189,7 +189,7 @@ pub(crate) unsafe fn free_batch(class: usize, blocks: &mut [usize]) {
 /// # Safety
 /// As for [`free_slow`].
 unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
-    if stacks.region().looks() && CLASS[class].is_small() && is_sent_home(stacks, class, block) {
+    if stacks.region().looks() && CLASS[class].shares_lines() && is_sent_home(stacks, class, block) {
         return;
     }
     // SAFETY: the caller's obligation.
@@ -239,7 +239,7 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
     }
 }
 
-/// Frees a small block while the CPU looks at such (`homing.rs`), if it is of another shard; whether it was.
+/// Frees a block while the CPU looks at such (`homing.rs`), if it is of another shard; whether it was.
 fn is_sent_home(stacks: &Stacks, class: usize, block: usize) -> bool {
     let is_foreign = slab::shard_of_block(class, block) != stacks.shard(class);
     stacks.region().seen(is_foreign);
