@@ -41,6 +41,7 @@ pub(super) struct Pace {
     read_at: u64,
     /// When the look began.
     began: u64,
+    /// How long the last pause was.
     pause: u64,
     /// When the pause is over.
     due: u64,
