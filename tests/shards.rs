@@ -145,7 +145,7 @@ fn lines_are_not_lent() {
 
 /// Two threads that have changed places share lines, each with the other's blocks, only for a while.
 ///
-/// Red if a CPU does not look at its frees, or takes what it finds for its own: have `Region::visited` (`src/percpu/homing.rs`)
+/// Red if a CPU does not look at its frees, or takes what it finds for its own: have `Region::note_visit` (`src/percpu/homing.rs`)
 /// return at once, or `is_sent_home` (`src/percpu/slow.rs`) say that no block is foreign.
 #[test]
 fn what_has_moved_goes_home() {

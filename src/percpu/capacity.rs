@@ -170,7 +170,7 @@ impl Region {
         let most = (capacity / 4).clamp(fixed.batch as usize, fixed.batch_max as usize);
         let blocks = if capacity == 0 { 0 } else { (capacity / 2).clamp(1, most) };
         book.note_flow(event, blocks * block_size(class));
-        self.visited(&mut book);
+        self.note_visit(&mut book);
         // Where nolock allocation found nothing of late there is to be something. Relaxed: a hint.
         let may_be_swept = |class: usize| self.levels[class].load(Ordering::Relaxed) == 0;
         let sweep = if event == Event::Full { book.next_to_sweep(may_be_swept) } else { None };

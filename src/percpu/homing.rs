@@ -3,8 +3,8 @@
 //! A shard has slabs of such blocks to itself so that no two CPUs write to one line (`slab/shard.rs`). But when a thread
 //! moves to another CPU its blocks come along, are freed there and handed out again there, while their neighbours in the line
 //! are in use where they came from. Nothing ends that: a thread that replaces what it has, one block at a time, never fills
-//! a stack, and what is on top of a stack is what it gets. Two threads that had changed places took half as long again from
-//! then on (`larson_2t` in `benches/compare`).
+//! a stack, and what is on top of a stack is what it gets. Two threads that had changed places took longer from then on
+//! (`larson_2t` in `benches/compare`).
 //!
 //! So a CPU looks at its frees now and then. While it does, pushes of such blocks miss, as all do where frees are diverted
 //! (`observed.rs`), and the slow path puts a block that is at home here on the stack, and others back into their slabs. Not larger
@@ -25,7 +25,7 @@
 //!
 //! A free that is looked at is a visit to the slow path, and one of a foreign block takes the lock of its slabs, whose lines are in
 //! another processor's cache. So a pause is sixteen times as long as the look before it took, and four times as long as that if
-//! the look was in vain: of a hundred frees all but one are as fast as ever.
+//! the look was in vain, between two milliseconds and a second.
 
 use core::sync::atomic::Ordering;
 
@@ -39,21 +39,21 @@ use crate::sys;
 impl Region {
     /// Whether this CPU looks at its frees of blocks that share lines.
     #[inline(always)]
-    pub(super) fn looks(&self) -> bool {
+    pub(super) fn is_looking(&self) -> bool {
         self.look.is_on.load(Ordering::Relaxed)
     }
 
     /// Notes a visit to the slow path, and begins to look if it is time. The region is a CPU's or a thread's.
-    pub(super) fn visited(&self, book: &mut Book) {
+    pub(super) fn note_visit(&self, book: &mut Book) {
         // Threads' stacks go with them; and where such blocks are in common to all CPUs none is foreign.
         let there_are_homes = Division::Small.per_node() > 1 && mode() != Mode::PerThread;
-        if there_are_homes && !self.looks() && book.pace.begins(sys::monotonic_nanos) {
+        if there_are_homes && !self.is_looking() && book.pace.begins(sys::monotonic_nanos) {
             self.set_look(book, true);
         }
     }
 
     /// Notes that this CPU has freed such a block while it looks.
-    pub(super) fn seen(&self, is_foreign: bool) {
+    pub(super) fn note_seen(&self, is_foreign: bool) {
         let Look { seen, foreign, .. } = &self.look;
         let foreign_now = foreign.load(Ordering::Relaxed) + is_foreign as u32;
         let seen_now = seen.load(Ordering::Relaxed) + 1;

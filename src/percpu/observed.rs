@@ -413,9 +413,10 @@ impl Region {
         self.show_limit(book, class);
     }
 
-    /// Whether pushes of a class miss: somebody observes the heap, or the CPU looks at its frees of such blocks (`homing.rs`).
+    /// Whether pushes of a class miss: somebody observes the heap, or its blocks share lines and the CPU looks at their frees
+    /// (`homing.rs`).
     pub(super) fn is_diverted(&self, book: &Book, class: usize) -> bool {
-        book.diverted || self.looks() && CLASS[class].shares_lines()
+        book.diverted || self.is_looking() && CLASS[class].shares_lines()
     }
 
     /// Has pushes see the limit, or that there is no room.

@@ -32,7 +32,7 @@ use crate::zone::META;
 
 /// Headers of a region, by index: the stack of each class is at the class's own; then come
 /// - a floor for each, in place of a top, below which `pop_above_floor` does not go; and its limit, which is not the
-///   one that a push sees while somebody observes the heap (`observed.rs`),
+///   one that a push sees while it is diverted (`observed.rs`),
 /// - the reserves, stacks that only nolock allocation takes from,
 /// - a stack of words whose arrays come from the layer above (`deferred.rs`).
 pub(super) const FLOOR: usize = CLASSES;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! alloc_slow                              free_slow
+//!                                           a block of another shard to its slab, while such are looked for
 //!   try the stack again (an abort is a miss)
 //!   let the stack grow if it should
-//!                                           a block of another shard to its slab, while such are looked for
 //!   a batch from another CPU (transfer),    half a stack and the block into a batch,
 //!   or blocks from slabs                    to another CPU (transfer), or to slabs
 //!   one is returned, the others pushed      a stack of any class to slabs, where much goes out
@@ -189,7 +189,7 @@ pub(crate) unsafe fn free_batch(class: usize, blocks: &mut [usize]) {
 /// # Safety
 /// As for [`free_slow`].
 unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
-    if stacks.region().looks() && CLASS[class].shares_lines() && is_sent_home(stacks, class, block) {
+    if stacks.region().is_looking() && CLASS[class].shares_lines() && is_sent_home(stacks, class, block) {
         return;
     }
     // SAFETY: the caller's obligation.
@@ -242,7 +242,7 @@ unsafe fn flush(stacks: &Stacks, class: usize, block: usize) {
 /// Frees a block while the CPU looks at such (`homing.rs`), if it is of another shard; whether it was.
 fn is_sent_home(stacks: &Stacks, class: usize, block: usize) -> bool {
     let is_foreign = slab::shard_of_block(class, block) != stacks.shard(class);
-    stacks.region().seen(is_foreign);
+    stacks.region().note_seen(is_foreign);
     if is_foreign {
         slab::free_bulk(class, &mut [block]);
     }
