@@ -3,11 +3,12 @@
 
 mod rcu_common;
 
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, LazyLock};
 
 use pcpalloc::PcpAlloc;
-use pcpalloc::rcu::{self, Backlog, Domain, Heap};
+use pcpalloc::rcu::{self, Backlog, Domain, Heap, RcuHead};
 use rcu_common::{Watchdog, child, until};
 
 #[global_allocator]
@@ -69,4 +70,24 @@ fn calls_of_two_domains_may_defer_to_each_other() {
         return;
     }
     child::assert_passed(&child::run_plain(NAME, "defers"));
+}
+
+/// What is being called still waits: whoever finds that nothing does may count on all of it being done.
+///
+/// Red if it is counted off before: in `Core::dispose` (`src/rcu/work.rs`), call `note_done` of the chain before the `match`
+/// (with the bytes of `queued`, or 0).
+#[test]
+fn what_is_being_called_still_waits() {
+    static DOMAIN: LazyLock<Domain<Heap>> = LazyLock::new(|| Domain::new(Heap));
+    static WAITED: AtomicUsize = AtomicUsize::new(usize::MAX);
+    unsafe fn look(_: NonNull<RcuHead>) {
+        WAITED.store(DOMAIN.stats().pending_pointers, Ordering::Relaxed);
+    }
+    let _watchdog = Watchdog::new("what is being called");
+    let head = NonNull::from(Box::leak(Box::new(RcuHead::new())));
+    // SAFETY: the head is never freed, and the function looks at the domain only.
+    unsafe { DOMAIN.call(head, look) };
+    DOMAIN.barrier();
+    until(|| DOMAIN.stats().pending_pointers == 0);
+    assert_eq!((WAITED.load(Ordering::Relaxed), DOMAIN.stats().called), (1, 1));
 }

@@ -21,7 +21,8 @@ static MARKED: AtomicBool = AtomicBool::new(false);
 
 /// What the program has in use, by size class; what is deferred by [`rcu`](crate::rcu) is not part of it.
 ///
-/// Counted, not traced: a block that the program still has a use for is in here like one that it has forgotten. After
+/// Counted, not traced: a block that the program still has a use for is in here like one that it has forgotten, and so are,
+/// while another thread gets a block, those up to 255 of its class that it takes along for its CPU's stack. After
 /// [`PcpAlloc::leak_mark`](crate::PcpAlloc::leak_mark) it is what each class has more in use than at the mark. As text, a
 /// line for everything, and one for each class.
 #[derive(Clone, Copy, Debug)]

@@ -192,16 +192,15 @@ impl Chain {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The first object of a chain that was taken, which then is the rest.
-    pub(super) fn split_first(&self, chain: &mut *mut RcuHead) -> Option<Queued> {
+    /// The first object of a chain that was taken, which then is the rest. It counts as waiting until
+    /// [`Chain::note_done`].
+    pub(super) fn split_first(chain: &mut *mut RcuHead) -> Option<Queued> {
         let head = NonNull::new(*chain)?;
-        self.len.fetch_sub(1, Ordering::Relaxed);
         // SAFETY: pushed as a valid head, and ours since the chain was taken. Read before the object goes.
         unsafe {
             *chain = head.as_ref().next.get();
             let (what, layout) = (head.as_ref().what.get(), head.as_ref().layout.get());
             let size = layout & SIZE_MASK;
-            self.bytes.fetch_sub(size, Ordering::Relaxed);
             if layout >> ALIGN_SHIFT == 0 {
                 return Some(Queued::Call(head, RcuHead::call_func(head), size));
             }
@@ -210,5 +209,11 @@ impl Chain {
             let note = (what & NOTED != 0).then_some(head);
             Some(Queued::Free(NonNull::new_unchecked((what & !NOTED) as *mut u8), layout, note))
         }
+    }
+
+    /// An object with so many bytes has been freed or called.
+    pub(super) fn note_done(&self, bytes: usize) {
+        self.len.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

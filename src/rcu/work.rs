@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::core::Core;
 use super::defer::Enqueued;
 use super::gather::Gather;
-use super::head::{Queued, RcuHead};
+use super::head::{Chain, Queued, RcuHead};
 use super::page::PointerPage;
 use super::reader::thread_id;
 use super::{BlockSource, Heap, RcuReport};
@@ -267,9 +267,8 @@ impl Core {
             });
             self.pool.put(first, source);
         }
-        while let Some(queued) = self.chain.split_first(&mut work.chain) {
-            report.freed += 1;
-            match queued {
+        while let Some(queued) = Chain::split_first(&mut work.chain) {
+            let bytes = match queued {
                 Queued::Free(block, layout, note) => {
                     // SAFETY: queued with this layout, and no reader is left; the note is ours.
                     unsafe {
@@ -278,16 +277,20 @@ impl Core {
                             crate::alloc::free_block(note.cast(), Layout::new::<RcuHead>());
                         }
                     }
-                    report.freed_bytes += layout.size();
                     self.counters.freed.fetch_add(1, Ordering::Relaxed);
+                    layout.size()
                 }
                 Queued::Call(head, func, bytes) => {
-                    report.freed_bytes += bytes;
                     // SAFETY: queued with this function, and no reader is left.
                     unsafe { call(head, func) };
                     self.counters.called.fetch_add(1, Ordering::Relaxed);
+                    bytes
                 }
-            }
+            };
+            // Afterwards: whoever finds that nothing waits may count on it.
+            self.chain.note_done(bytes);
+            report.freed += 1;
+            report.freed_bytes += bytes;
         }
         DISPOSES.set(DISPOSES.get() - 1);
         self.disposing.store(0, Ordering::Relaxed);
