@@ -64,11 +64,16 @@ impl Stats {
             ("refills_total", "Empty stacks filled.", self.refills),
             ("flushes_total", "Full stacks halved.", self.flushes),
             ("drains_total", "CPUs drained.", self.drains),
+            ("sent_home_total", "Small blocks freed on another CPU and given back to their own.", self.sent_home),
             ("nolock_hits_total", "Nolock allocations served.", self.nolock_hits),
             ("nolock_misses_total", "Nolock allocations that found nothing.", self.nolock_misses),
             ("nolock_refusals_total", "Nolock allocations refused by the floor.", self.nolock_refusals),
         ];
         rows.iter().try_for_each(|(name, help, value)| text.single(name, help, value))?;
+        text.header("shards", "Groups of CPUs on a node that have slabs of their own.")?;
+        for (blocks, shards) in [("large", self.shards), ("small", self.small_shards)] {
+            text.row("shards", format_args!("blocks=\"{blocks}\""), shards)?;
+        }
         text.header("mode_info", "How threads find their stacks, and why.")?;
         let (mode, reason, fence) = (self.mode.name(), self.mode_reason, self.cpu_fence);
         text.row("mode_info", format_args!("mode=\"{mode}\",reason=\"{reason}\",cpu_fence=\"{fence}\""), 1)
@@ -185,13 +190,16 @@ fn write_cpus(text: &mut Text<impl Write>) -> fmt::Result {
         // Relaxed: a statistic.
         counter.load(Ordering::Relaxed)
     }
-    let fields: Fields<&'static Region, 9> = [
+    let fields: Fields<&'static Region, 10> = [
         ("cpu_cached_bytes", "Bytes of the blocks on a CPU's stacks.", |region| region.cached_now()),
         ("cpu_cached_blocks", "Blocks on a CPU's stacks, reserves aside.", |region| region.blocks().0),
         ("cpu_capacity_blocks", "Blocks that a CPU's stacks have room for.", |region| region.blocks().1),
         ("cpu_refills_total", "Allocations that found a stack empty.", |region| count(&region.counters().refills)),
         ("cpu_flushes_total", "Frees that found a stack full.", |region| count(&region.counters().flushes)),
         ("cpu_drains_total", "Times the stacks were drained.", |region| count(&region.counters().drains)),
+        ("cpu_sent_home_total", "Small blocks freed here and given back to another CPU.", |region| {
+            count(&region.counters().sent_home)
+        }),
         ("cpu_nolock_hits_total", "Nolock allocations served.", |region| count(&region.counters().nolock_hits)),
         ("cpu_nolock_misses_total", "Nolock allocations that found nothing.", |region| {
             count(&region.counters().nolock_misses)

@@ -192,7 +192,13 @@ fn what_has_moved_goes_home() {
                 });
             }
         }
-        println!("{most} lines were shared, {} are after {:?}", shared(&sets), start.elapsed());
+        let sent = HEAP.stats().sent_home;
+        assert!(sent >= most - FEW, "{sent} blocks were sent home");
+        println!(
+            "{most} lines were shared, {} are after {:?}, {sent} blocks sent home",
+            shared(&sets),
+            start.elapsed()
+        );
         drop(sets);
         check(Level::Lists).expect("the heap is whole");
     });

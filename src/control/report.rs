@@ -159,6 +159,7 @@ impl fmt::Display for VmStat {
             ("pcp_refill", stats.refills),
             ("pcp_flush", stats.flushes),
             ("pcp_drain", stats.drains),
+            ("pcp_sent_home", stats.sent_home),
             ("nolock_hit", stats.nolock_hits),
             ("nolock_miss", stats.nolock_misses),
             ("nolock_floor", stats.nolock_refusals),

@@ -50,6 +50,9 @@ pub struct Stats {
     pub flushes: usize,
     /// Times a CPU's stacks were emptied by a drain.
     pub drains: usize,
+    /// Blocks of less than a cache line that had come to another CPU with their thread and, freed there, went back to where
+    /// their neighbours are in use. Every CPU looks for such now and then.
+    pub sent_home: usize,
     /// Blocks that [`PcpAlloc::try_alloc_nolock`](crate::PcpAlloc::try_alloc_nolock) handed out.
     pub nolock_hits: usize,
     /// Times it found nothing.
@@ -91,6 +94,7 @@ pub(crate) fn stats() -> Stats {
         refills: 0,
         flushes: 0,
         drains: 0,
+        sent_home: 0,
         nolock_hits: 0,
         nolock_misses: 0,
         nolock_refusals: 0,
@@ -138,6 +142,7 @@ pub(crate) fn stats() -> Stats {
         stats.refills += counters.refills.load(Ordering::Relaxed);
         stats.flushes += counters.flushes.load(Ordering::Relaxed);
         stats.drains += counters.drains.load(Ordering::Relaxed);
+        stats.sent_home += counters.sent_home.load(Ordering::Relaxed);
         stats.nolock_hits += counters.nolock_hits.load(Ordering::Relaxed);
         stats.nolock_misses += counters.nolock_misses.load(Ordering::Relaxed);
         stats.nolock_refusals += counters.nolock_refusals.load(Ordering::Relaxed);
@@ -184,9 +189,10 @@ impl fmt::Display for Stats {
         writeln!(f, "  free         {:>10}", Size(free_resident))?;
         writeln!(f, "  metadata     {:>10}", Size(metadata))?;
         let fence = if self.cpu_fence { "" } else { "; no fence for other CPUs" };
-        let Stats { shards, small_shards, .. } = *self;
+        let Stats { shards, small_shards, sent_home, .. } = *self;
         writeln!(f, "mode           {}: {}{fence}", self.mode.name(), self.mode_reason)?;
-        writeln!(f, "shards         {shards} on a node, {small_shards} of blocks up to 128 bytes")?;
+        write!(f, "shards         {shards} on a node, {small_shards} of blocks up to 128 bytes; ")?;
+        writeln!(f, "{sent_home} blocks sent home")?;
         writeln!(f, "slow paths     {} refills, {} flushes, {} drains", self.refills, self.flushes, self.drains)?;
         let (populated, released) = (Size(self.populated), Size(self.released));
         writeln!(f, "the system     {} growths, {populated} populated, {released} given back", self.growths)?;

@@ -76,6 +76,7 @@ pub(crate) struct Counters {
     pub(crate) refills: AtomicUsize,
     pub(crate) flushes: AtomicUsize,
     pub(crate) drains: AtomicUsize,
+    pub(crate) sent_home: AtomicUsize,
     pub(crate) nolock_hits: AtomicUsize,
     pub(crate) nolock_misses: AtomicUsize,
     pub(crate) nolock_refusals: AtomicUsize,

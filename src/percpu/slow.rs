@@ -244,6 +244,7 @@ fn is_sent_home(stacks: &Stacks, class: usize, block: usize) -> bool {
     let is_foreign = slab::shard_of_block(class, block) != stacks.shard(class);
     stacks.region().note_seen(is_foreign);
     if is_foreign {
+        stacks.region().counters.sent_home.fetch_add(1, Ordering::Relaxed);
         slab::free_bulk(class, &mut [block]);
     }
     is_foreign
