@@ -177,6 +177,17 @@ impl Class {
         ((offset as u64 * self.reciprocal as u64) >> 32) as usize
     }
 
+    /// Number of the block that begins at byte `offset` of the run, if one does.
+    ///
+    /// With r as above and e = r * size - 2^32, `offset = n * size + m` has the product `n * 2^32 + n * e + m * r`. Its lower half is
+    /// `n * e`, less than r, where m is 0, and at least r where it is not, since `(n + 1) * e` is less than r. (D. Lemire and others,
+    /// "Faster remainder by direct computation", 2019. The test below looks at every offset.)
+    #[inline(always)]
+    pub(crate) const fn block_that_begins_at(&self, offset: usize) -> Option<usize> {
+        let product = offset as u64 * self.reciprocal as u64;
+        if (product as u32) < self.reciprocal { Some((product >> 32) as usize) } else { None }
+    }
+
     /// Bytes of a run that no block uses.
     pub(crate) const fn slack(&self) -> usize {
         self.pages as usize * PAGE - self.blocks as usize * self.size as usize
@@ -359,8 +370,10 @@ mod tests {
                 assert!(SLAB_HEADER + 8 * words <= pages * DESCRIPTOR, "bitmap of {size}");
                 assert!((pages * PAGE - class.blocks as usize * size) * 32 <= pages * PAGE);
                 assert!(pages * PAGE <= 1 << 17, "the proof of block_at");
-                for offset in 0..class.blocks as usize * size {
+                for offset in 0..PAGE << class.order {
                     assert_eq!(class.block_at(offset), offset / size);
+                    let begins = offset.is_multiple_of(size).then_some(offset / size);
+                    assert_eq!(class.block_that_begins_at(offset), begins);
                 }
             }
         }

@@ -208,7 +208,7 @@ impl Slab {
     /// do. The first that is none, or that is free already, is returned as an error; those before it are back then.
     #[inline(always)]
     pub(super) fn give(&mut self, class: &Class, start: usize, blocks: &[usize]) -> Result<usize, (usize, Misuse)> {
-        let (size, carved, stretch) = (class.size as usize, self.carved as usize, PAGE << class.order);
+        let (carved, stretch) = (self.carved as usize, PAGE << class.order);
         let (mut hint, mut given) = (self.hint as usize, 0);
         let mut result = Ok(());
         for &address in blocks {
@@ -216,11 +216,10 @@ impl Slab {
             if offset >= stretch {
                 break;
             }
-            let block = class.block_at(offset);
-            if block * size != offset || block >= carved {
+            let Some(block) = class.block_that_begins_at(offset).filter(|&block| block < carved) else {
                 result = Err((address, Misuse::NotABlock));
                 break;
-            }
+            };
             let (index, bit) = (block / 64, 1 << (block % 64));
             let word = self.word(index);
             let bits = *word;
@@ -237,31 +236,25 @@ impl Slab {
         result.map(|()| given)
     }
 
-    /// As [`Slab::give`], for the first block alone, which lies in the stretch: where the next ones lie elsewhere, a loop costs
-    /// more than it saves.
+    /// Gives back the block at `offset` bytes from the start of the run.
     #[inline(always)]
-    pub(super) fn give_first(
-        &mut self,
-        class: &Class,
-        start: usize,
-        blocks: &[usize],
-    ) -> Result<usize, (usize, Misuse)> {
-        let Some(&address) = blocks.first() else { return Ok(0) };
-        let offset = address - start;
-        let block = class.block_at(offset);
-        if block * class.size as usize != offset || block >= self.carved as usize {
-            return Err((address, Misuse::NotABlock));
+    pub(super) fn give_one(&mut self, class: &Class, offset: usize) -> Result<(), Misuse> {
+        let Some(block) = class.block_that_begins_at(offset) else { return Err(Misuse::NotABlock) };
+        if block >= self.carved as usize {
+            return Err(Misuse::NotABlock);
         }
-        let (index, bit) = (block / 64, 1 << (block % 64));
-        let word = self.word(index);
+        let bit = 1 << (block % 64);
+        let word = self.word(block / 64);
         let bits = *word;
         if bits & bit != 0 {
-            return Err((address, Misuse::DoubleFree));
+            return Err(Misuse::DoubleFree);
         }
         *word = bits | bit;
-        self.hint = self.hint.min(index as u8);
         self.free += 1;
-        Ok(1)
+        // Kept up, the hint would be a load and a store that the next block's has to wait for: longer for each than a look at
+        // words that are zero takes for all that are handed out together.
+        self.hint = 0;
+        Ok(())
     }
 
     /// As [`Slab::give`], [`GROUP`] blocks at a time as far as they lie side by side. If the first ones do not, as many go back
@@ -293,9 +286,9 @@ impl Slab {
         if offset >= PAGE << class.order {
             return false;
         }
-        let block = class.block_at(offset);
+        let Some(block) = class.block_that_begins_at(offset) else { return false };
         let (index, first) = (block / 64, block % 64);
-        if block * class.size as usize != offset || block + GROUP > self.carved as usize || first + GROUP > 64 {
+        if block + GROUP > self.carved as usize || first + GROUP > 64 {
             return false;
         }
         let set = ((1 << GROUP) - 1) << first;
@@ -324,23 +317,35 @@ pub(super) enum Arrangement {
     Scattered,
 }
 
-/// How the blocks of a batch lie, by a look at two places.
+/// How the blocks of a batch lie, by a look at a few places: two, or [`LOOKS`] if there are many.
 #[inline(always)]
 pub(super) fn arrangement(class: &Class, blocks: &[usize]) -> Arrangement {
     let (size, stretch) = (class.size as usize, PAGE << class.order);
-    let pair = |n: usize| blocks.get(n..n + 2).map(|pair| (pair[0], pair[1]));
-    let pairs = [pair(0), pair(blocks.len() / 2)];
-    let all = |lie: fn(usize, usize, usize) -> bool, bound: usize| {
-        pairs.iter().all(|pair| pair.is_some_and(|(one, other)| lie(one, other, bound)))
-    };
-    if blocks.len() >= GROUP && all(|one, other, size| one.abs_diff(other) == size, size) {
-        Arrangement::Rows
-    } else if all(|one, other, stretch| (one ^ other) >= stretch, stretch) {
-        Arrangement::Scattered
-    } else {
-        Arrangement::Runs
+    if blocks.len() < GROUP {
+        return Arrangement::Runs;
+    }
+    let looks = if blocks.len() < 8 * GROUP { 2 } else { LOOKS };
+    let (mut beside, mut together) = (0, 0);
+    for look in 0..looks {
+        let first = look * blocks.len() / looks;
+        let (one, other) = (blocks[first], blocks[first + 1]);
+        beside += usize::from(one.abs_diff(other) == size);
+        together += usize::from((one ^ other) < stretch);
+    }
+    // A group that is none costs as much as two blocks, one that is less than one. The end of a run comes as a surprise to the
+    // processor, but if runs are long it seldom comes.
+    match looks {
+        2 if beside == 2 => Arrangement::Rows,
+        2 if together > 0 => Arrangement::Runs,
+        2 => Arrangement::Scattered,
+        _ if beside >= LOOKS - 1 => Arrangement::Rows,
+        _ if together == LOOKS => Arrangement::Runs,
+        _ => Arrangement::Scattered,
     }
 }
+
+/// How many places of a batch of many blocks are looked at.
+const LOOKS: usize = 8;
 
 /// The lowest of the first [`GROUP`] blocks, if each lies right behind the one before it, or each right before it.
 #[inline(always)]
@@ -380,10 +385,9 @@ impl Slab {
 
     /// Whether the block at `offset` bytes from the start of the run has been handed out.
     pub(crate) fn is_out(&mut self, class: &Class, offset: usize) -> bool {
-        let block = class.block_at(offset);
-        block * class.size as usize == offset
-            && block < self.carved as usize
-            && *self.word(block / 64) & (1 << (block % 64)) == 0
+        class
+            .block_that_begins_at(offset)
+            .is_some_and(|block| block < self.carved as usize && *self.word(block / 64) & (1 << (block % 64)) == 0)
     }
 }
 

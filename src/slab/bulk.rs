@@ -9,7 +9,7 @@ use super::bitmap::{Arrangement, Backing, GROUP, Misuse, arrangement};
 use super::central::{Slabs, central, run_of};
 use super::retire::{make_room, retire};
 use super::shard::{self, others};
-use super::tags::{MIDDLE, TWICE, expect_tag, tag_of, zone_of};
+use super::tags::{MIDDLE, TWICE, tag_of, zone_of};
 use super::{empty, guard, holes};
 use crate::hardening::{self, Hardening};
 use crate::lock::Guard;
@@ -205,9 +205,9 @@ fn run_start(class: &Class, address: usize) -> usize {
 /// how many these are.
 fn free_to_shard(shard: usize, class: usize, blocks: &mut [usize]) -> usize {
     let fixed = &CLASS[class];
+    let arrangement = arrangement(fixed, blocks);
     // Headers and bitmaps are out of the way of everything else, so most will miss: let them miss together,
     // and before the lock is held.
-    let arrangement = arrangement(fixed, blocks);
     let fetch = |address: usize| prefetch(Zone::descriptor_at(run_start(fixed, address)));
     if arrangement == Arrangement::Rows {
         blocks.chunks(GROUP).for_each(|group| fetch(group[0]));
@@ -216,9 +216,9 @@ fn free_to_shard(shard: usize, class: usize, blocks: &mut [usize]) -> usize {
     }
     let mut slabs = central(shard, class).lock();
     let given = match arrangement {
-        Arrangement::Rows => give_each(&mut slabs, shard, class, blocks, Slab::give_rows),
-        Arrangement::Runs => give_each(&mut slabs, shard, class, blocks, Slab::give),
-        Arrangement::Scattered => give_each(&mut slabs, shard, class, blocks, Slab::give_first),
+        Arrangement::Rows => give_several(&mut slabs, shard, class, blocks, Slab::give_rows),
+        Arrangement::Runs => give_several(&mut slabs, shard, class, blocks, Slab::give),
+        Arrangement::Scattered => give_singly(&mut slabs, shard, class, blocks),
     };
     let counts = &slabs.counts;
     // Where a quarter of the slabs is free there may be pages that nobody uses.
@@ -243,9 +243,51 @@ struct Given {
     left: usize,
 }
 
+/// Finds the slabs that blocks of a class go back to.
+struct Finder {
+    class: usize,
+    shard: usize,
+    /// Most blocks are of the zone of the one before them.
+    zone: &'static Zone,
+    committed: usize,
+    /// What the pages of the class are tagged with, and the bits of an address within the aligned stretch that a run lies in.
+    tag: u8,
+    within: usize,
+}
+
+impl Finder {
+    #[inline(always)]
+    fn new(class: usize, shard: usize, first: usize) -> Finder {
+        let (zone, _) = zone_of(first, class);
+        let (tag, within) = (tag_of(class), (PAGE << CLASS[class].order) - 1);
+        Finder { class, shard, zone, committed: zone.committed_bytes(), tag, within }
+    }
+
+    /// The slab of a block, and where in its run the block lies; `None` if the slab is another shard's. The lock of the shard's
+    /// slabs is held.
+    #[inline(always)]
+    fn find(&mut self, address: usize) -> Option<(*mut Slab, usize)> {
+        let mut offset = address.wrapping_sub(self.zone.base());
+        if offset >= self.committed {
+            self.zone = zone_of(address, self.class).0;
+            self.committed = self.zone.committed_bytes();
+            offset = address - self.zone.base();
+        }
+        let page = (offset / PAGE) as u32;
+        if self.zone.tag(page) != self.tag {
+            misused(self.class, address, Misuse::NotABlock);
+        }
+        let first = page & !((self.within / PAGE) as u32);
+        if self.zone.shard(first) != self.shard {
+            return None;
+        }
+        Some((self.zone.descriptors(first).cast(), offset & self.within))
+    }
+}
+
 /// Gives blocks back to their slabs by `give`, which is as [`Slab::give`], if these are of the shard, whose lock is held.
 #[inline(always)]
-fn give_each(
+fn give_several(
     slabs: &mut Slabs,
     shard: usize,
     class: usize,
@@ -255,40 +297,25 @@ fn give_each(
     let fixed = &CLASS[class];
     let mut done = Given { emptied: null_mut(), kept: false, left: 0 };
     let Some(&first) = blocks.first() else { return done };
-    let (mut zone, _) = zone_of(first, class);
-    let mut committed = zone.committed_bytes();
-    let alone = shard::is_alone(class);
+    let mut finder = Finder::new(class, shard, first);
     // Blocks that are back and not counted yet.
     let mut given = 0;
     let mut at = 0;
     while let Some(&address) = blocks.get(at) {
-        // Most blocks are of the zone of the one before them.
-        if address.wrapping_sub(zone.base()) >= committed {
-            zone = zone_of(address, class).0;
-            committed = zone.committed_bytes();
-        }
-        expect_tag(zone, address, class);
-        let start = run_start(fixed, address);
-        if !alone && zone.shard(Zone::page_of(start)) != shard {
+        let Some((slab, offset)) = finder.find(address) else {
             blocks[done.left] = address;
             done.left += 1;
             at += 1;
             continue;
-        }
-        let slab = Zone::descriptor_at(start).cast::<Slab>();
+        };
         // SAFETY: the tag says that the page belongs to a slab of this class, whose header is the descriptor of the first
         // page of its run. It is of this shard, and stays so, since the lock of the shard's slabs is held.
         let this = unsafe { &mut *slab };
         let before = this.free_blocks();
         // Blocks that were handed out together often come back together.
-        let now = match give(this, fixed, start, &blocks[at..]) {
+        let now = match give(this, fixed, address - offset, &blocks[at..]) {
             Ok(given) => given,
-            Err((address, Misuse::DoubleFree)) => sys::die(TWICE, address),
-            Err((address, Misuse::NotABlock)) => {
-                // Behind the run's last page somebody else's begin.
-                zone_of(address, class);
-                sys::die(MIDDLE, address)
-            }
+            Err((address, misuse)) => misused(class, address, misuse),
         };
         at += now;
         given += now;
@@ -300,6 +327,51 @@ fn give_each(
     }
     slabs.counts.came_back(given);
     done
+}
+
+/// As [`give_several`], one at a time, with as little to do for each as can be.
+fn give_singly(slabs: &mut Slabs, shard: usize, class: usize, blocks: &mut [usize]) -> Given {
+    let fixed = &CLASS[class];
+    let mut done = Given { emptied: null_mut(), kept: false, left: 0 };
+    let Some(&first) = blocks.first() else { return done };
+    let mut finder = Finder::new(class, shard, first);
+    // Blocks that are back and counted.
+    let mut counted = 0;
+    for at in 0..blocks.len() {
+        let address = blocks[at];
+        let Some((slab, offset)) = finder.find(address) else {
+            blocks[done.left] = address;
+            done.left += 1;
+            continue;
+        };
+        // SAFETY: as in `give_several`.
+        let this = unsafe { &mut *slab };
+        let before = this.free_blocks() as u16;
+        if let Err(misuse) = this.give_one(fixed, offset) {
+            misused(class, address, misuse);
+        }
+        // It had none, or all but one.
+        if before.wrapping_sub(1) >= fixed.blocks - 2 {
+            slabs.counts.came_back(at + 1 - done.left - counted);
+            counted = at + 1 - done.left;
+            done.kept |= slabs.gave_back(fixed, slab, before as usize, &mut done.emptied);
+        }
+    }
+    slabs.counts.came_back(blocks.len() - done.left - counted);
+    done
+}
+
+/// Ends the process over what was given back.
+#[cold]
+fn misused(class: usize, address: usize, misuse: Misuse) -> ! {
+    match misuse {
+        Misuse::DoubleFree => sys::die(TWICE, address),
+        Misuse::NotABlock => {
+            // Another class's page, or, behind the run's last, somebody else's.
+            zone_of(address, class);
+            sys::die(MIDDLE, address)
+        }
+    }
 }
 
 fn free_runs(class: usize, blocks: &[usize]) {
@@ -356,7 +428,7 @@ pub(crate) fn is_out(class: usize, address: usize) -> bool {
             break slabs;
         }
     };
-    // SAFETY: as in `give_each`.
+    // SAFETY: as in `give_several`.
     let slab = unsafe { &mut *zone.descriptors(first).cast::<Slab>() };
     slab.is_out(fixed, address - sys::addr(zone.address_of(first)))
 }

@@ -92,11 +92,6 @@ pub(crate) fn per_node(class: usize) -> usize {
     Division::of(class).per_node()
 }
 
-/// Whether there is one shard for a class, and no other on any node.
-pub(super) fn is_alone(class: usize) -> bool {
-    per_node(class) == 1 && nodes().len() == 1
-}
-
 /// The shard of a group of CPUs, of those of a node.
 pub(crate) fn shard_on(node: usize, group: usize) -> usize {
     node * PER_NODE + group

@@ -74,6 +74,5 @@ pub(crate) fn is_place_of(block: NonNull<u8>, class: usize) -> bool {
     // the tag.
     let stretch = if fixed.is_run() { PAGE } else { PAGE << fixed.order };
     let offset = sys::addr(block) & (stretch - 1);
-    tag_at(block).is_some_and(|(_, _, tag)| tag == tag_of(class))
-        && fixed.block_at(offset) * fixed.size as usize == offset
+    tag_at(block).is_some_and(|(_, _, tag)| tag == tag_of(class)) && fixed.block_that_begins_at(offset).is_some()
 }

@@ -106,27 +106,42 @@ fn a_row_goes_back_as_far_as_it_is_in_use() {
     assert!(rows > 10_000, "{rows}");
 }
 
-/// A batch is what both its beginning and its middle are, and what is in between counts as runs.
+/// A small batch is what both its beginning and its middle are, and what is in between counts as runs. A large one is in rows if
+/// most places are, and in runs if all are.
 ///
-/// Red if one of the two places is not looked at, or if rows count in one direction alone.
+/// Red if a place of a small one is not looked at, if rows count in one direction alone, or if every place of a large one has to be
+/// in rows, or one need not be in runs.
 #[test]
-fn a_batch_is_arranged_as_its_beginning_and_its_middle() {
+fn a_batch_is_arranged_as_the_places_looked_at() {
     let class = &CLASS[3];
     let (size, stretch) = (class.size as usize, PAGE << class.order);
-    let row: Vec<usize> = (0..16).map(|n| stretch + n * size).collect();
-    let runs: Vec<usize> = (0..16).map(|n| stretch + 3 * n * size).collect();
-    let scattered: Vec<usize> = (1..17).map(|n| n * stretch).collect();
+    let row: Vec<usize> = (0..64).map(|n| stretch + n * size).collect();
+    let runs: Vec<usize> = (0..64).map(|n| stretch + 3 * n * size).collect();
+    let scattered: Vec<usize> = (1..65).map(|n| n * stretch).collect();
     let half = |one: &[usize], other: &[usize]| [&one[..8], &other[..8]].concat();
-    assert_eq!(arrangement(class, &row), Arrangement::Rows);
-    assert_eq!(arrangement(class, &row.iter().rev().copied().collect::<Vec<_>>()), Arrangement::Rows);
-    assert_eq!(arrangement(class, &runs), Arrangement::Runs);
-    assert_eq!(arrangement(class, &scattered), Arrangement::Scattered);
+    for len in [16, 64] {
+        assert_eq!(arrangement(class, &row[..len]), Arrangement::Rows);
+        assert_eq!(arrangement(class, &row[..len].iter().rev().copied().collect::<Vec<_>>()), Arrangement::Rows);
+        assert_eq!(arrangement(class, &runs[..len]), Arrangement::Runs);
+        assert_eq!(arrangement(class, &scattered[..len]), Arrangement::Scattered);
+    }
     for (one, other) in [(&row, &runs), (&row, &scattered), (&runs, &scattered)] {
         assert_eq!(arrangement(class, &half(one, other)), Arrangement::Runs);
         assert_eq!(arrangement(class, &half(other, one)), Arrangement::Runs);
     }
     for few in [&row[..0], &row[..1], &row[..2], &row[..7], &scattered[..1]] {
         assert_eq!(arrangement(class, few), Arrangement::Runs, "{few:x?}");
+    }
+    let with = |most: &[usize], few: &[usize], places: &[usize]| {
+        let mut batch = most.to_vec();
+        places.iter().for_each(|&at| batch[at..at + 2].copy_from_slice(&few[at..at + 2]));
+        arrangement(class, &batch)
+    };
+    for at in (0..64).step_by(8) {
+        assert_eq!(with(&row, &scattered, &[at]), Arrangement::Rows, "{at}");
+        assert_eq!(with(&row, &runs, &[at, (at + 24) % 64]), Arrangement::Runs, "{at}");
+        assert_eq!(with(&row, &scattered, &[at, (at + 24) % 64]), Arrangement::Scattered, "{at}");
+        assert_eq!(with(&runs, &scattered, &[at]), Arrangement::Scattered, "{at}");
     }
 }
 
@@ -173,7 +188,7 @@ proptest! {
 
     /// Against a set of free block numbers.
     ///
-    /// Red if `give` or `give_first` forgets `hint`, goes on behind a block of another run, or does not look at the bit.
+    /// Red if `give` or `give_one` forgets `hint`, `give` goes on behind a block of another run, or one does not look at the bit.
     #[test]
     fn random_steps_agree_with_a_set(index in 0..CLASSES, steps in prop::collection::vec((any::<bool>(), any::<usize>()), 1..200)) {
         let class = &CLASS[index];
@@ -218,13 +233,11 @@ proptest! {
                 let result = match n % 5 {
                     0 => slab.give(class, start, &together),
                     4 => {
-                        for (n, &address) in together.iter().enumerate() {
-                            prop_assert_eq!(slab.give_first(class, start, &together[n..]), Ok(1));
-                            let again = slab.give_first(class, start, &together[n..]);
-                            prop_assert_eq!(again, Err((address, Misuse::DoubleFree)));
+                        for &address in &together {
+                            prop_assert_eq!(slab.give_one(class, address - start), Ok(()));
+                            prop_assert_eq!(slab.give_one(class, address - start), Err(Misuse::DoubleFree));
                         }
-                        let middle = slab.give_first(class, start, &[*last + 1]);
-                        prop_assert_eq!(middle, Err((*last + 1, Misuse::NotABlock)));
+                        prop_assert_eq!(slab.give_one(class, *last + 1 - start), Err(Misuse::NotABlock));
                         Ok(count)
                     }
                     1 => {
@@ -251,7 +264,7 @@ proptest! {
         let refused = if is_of_the_run { Err((beyond, Misuse::NotABlock)) } else { Ok(0) };
         prop_assert_eq!(slab.give(class, start, &[beyond]), refused);
         if is_of_the_run {
-            prop_assert_eq!(slab.give_first(class, start, &[beyond]), refused);
+            prop_assert_eq!(slab.give_one(class, beyond - start), Err(Misuse::NotABlock));
         }
     }
 }
