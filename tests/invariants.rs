@@ -110,7 +110,7 @@ fn misuse_is_seen_that_the_heap_cannot_see() {
 
 /// Blocks of two zones go back by turns, in common batches, where the one zone has nothing left at the other's places.
 ///
-/// Red if a batch stays with the zone of its first block: in `give_each` (`src/slab/bulk.rs`), assign only `committed`.
+/// Red if a batch stays with the zone of its first block: in `Finder::find` (`src/slab/bulk.rs`), assign only `committed`.
 #[test]
 fn batches_reach_over_zones() {
     const NAME: &str = "batches_reach_over_zones";
