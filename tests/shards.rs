@@ -241,9 +241,9 @@ fn what_is_not_lent_is_better_than_nothing() {
 
 /// Blocks that go from CPU to CPU, also where memory goes back early, and a child of a fork: the heap is whole.
 ///
-/// Red, or without an end, if a block is given to a slab that has gone to another shard: in `Finder::find` (`src/slab/bulk.rs`), leave out
-/// the comparison with the slab's shard; or if one goes to another while holes are made in it: in `Central::lend`
-/// (`src/slab/central.rs`), leave out `stay`.
+/// Red, or without an end, if a block is given to a slab that has gone to another shard meanwhile: in `Finder::find`
+/// (`src/slab/bulk.rs`), leave out the comparison with the slab's shard; red if one goes to another while holes are made in it:
+/// in `Central::lend` (`src/slab/central.rs`), leave out `stay`.
 #[test]
 fn blocks_and_slabs_change_hands() {
     const NAME: &str = "blocks_and_slabs_change_hands";
