@@ -127,8 +127,8 @@ type Case = (&'static str, &'static str, fn());
 
 /// Red, case by case, if the look is left out: for `TWICE`, in `Slab::give` (`src/slab/bitmap.rs`), or in `give_one` in
 /// the scattered crowd, the test of the bit; for `NOT_IN_USE`, `FOREIGN` and `WRONG_SIZE`, in `zone_of` and `expect_tag`
-/// (`src/slab/tags.rs`), in `Finder::find` (`src/slab/bulk.rs`), in `run_at` (`src/large.rs`), and in `find` and `check` (`src/zone/mapping.rs`); for `MIDDLE`, in
-/// `Slab::give`, `free_runs` and `run_at`.
+/// (`src/slab/tags.rs`), in `Finder::find` (`src/slab/bulk.rs`), in `run_at` (`src/large.rs`), and in `find` and `check`
+/// (`src/zone/mapping.rs`); for `MIDDLE`, in `Slab::give`, `free_runs` and `run_at`.
 const CASES: [Case; 38] = [
     ("slab-twice", TWICE, || twice(SLAB)),
     ("slab-twice-by-two-threads", TWICE, twice_by_two_threads),

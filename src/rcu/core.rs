@@ -29,8 +29,8 @@ pub(super) struct Core {
     /// Id of the thread that disposes of a batch right now, for calls that must not be made from there.
     pub(super) disposing: AtomicU32,
     pub(super) pool: Pool,
-    /// Bytes and pointers of sealed pages that are not freed yet. Relaxed: bounds kept to within a page per
-    /// thread.
+    /// Bytes and pointers of sealed pages that are not freed yet. Relaxed, as bounds kept to within a page per thread, but for
+    /// the pointers that are done.
     pub(super) bytes: AtomicUsize,
     pub(super) pointers: AtomicUsize,
     pub(super) low: AtomicUsize,
@@ -152,7 +152,8 @@ impl Core {
         if self.uses_percpu() {
             filling += (0..percpu::cpus()).filter_map(percpu::deferred_count).sum::<usize>();
         }
-        self.pointers.load(Ordering::Relaxed) + self.chain.len.load(Ordering::Relaxed) + filling
+        // Acquire, paired with the releases in `Core::note_done` and `Chain::note_done`.
+        self.pointers.load(Ordering::Acquire) + self.chain.len.load(Ordering::Acquire) + filling
     }
 
     pub(super) fn stats(&self) -> RcuStats {

@@ -100,7 +100,7 @@ fn packed(layout: Layout) -> usize {
 /// Objects that wait, linked through their heads.
 pub(super) struct Chain {
     list: List<RcuHead>,
-    /// Relaxed: a statistic, and a hint that the chain is long.
+    /// Relaxed, as a hint that the chain is long, but where an object is done.
     pub(super) len: AtomicUsize,
     /// Bytes of the blocks among them. Relaxed: a statistic.
     pub(super) bytes: AtomicUsize,
@@ -213,7 +213,8 @@ impl Chain {
 
     /// An object with so many bytes has been freed or called.
     pub(super) fn note_done(&self, bytes: usize) {
-        self.len.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // Release, paired with the acquire in `Core::pending_pointers`: who finds that nothing waits finds it done.
+        self.len.fetch_sub(1, Ordering::Release);
     }
 }

@@ -326,8 +326,9 @@ impl Core {
 
     /// So much does not wait in pages any more.
     fn note_done(&self, len: usize, bytes: usize, report: &mut RcuReport) {
-        self.pointers.fetch_sub(len, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // Release, paired with the acquire in `pending_pointers`: who finds that nothing waits finds it done.
+        self.pointers.fetch_sub(len, Ordering::Release);
         report.freed += len;
         report.freed_bytes += bytes;
     }

@@ -324,7 +324,8 @@ pub(super) fn arrangement(class: &Class, blocks: &[usize]) -> Arrangement {
     if blocks.len() < GROUP {
         return Arrangement::Runs;
     }
-    let looks = if blocks.len() < 8 * GROUP { 2 } else { LOOKS };
+    // As many as have to lie beside or with the next ones: of two places both for rows and one for runs, of more most and all.
+    let (looks, in_rows, in_runs) = if blocks.len() < 8 * GROUP { (2, 2, 1) } else { (LOOKS, LOOKS - 1, LOOKS) };
     let (mut beside, mut together) = (0, 0);
     for look in 0..looks {
         let first = look * blocks.len() / looks;
@@ -332,15 +333,14 @@ pub(super) fn arrangement(class: &Class, blocks: &[usize]) -> Arrangement {
         beside += usize::from(one.abs_diff(other) == size);
         together += usize::from((one ^ other) < stretch);
     }
-    // A group that is none costs as much as two blocks, one that is less than one. The end of a run comes as a surprise to the
-    // processor, but if runs are long it seldom comes.
-    match looks {
-        2 if beside == 2 => Arrangement::Rows,
-        2 if together > 0 => Arrangement::Runs,
-        2 => Arrangement::Scattered,
-        _ if beside >= LOOKS - 1 => Arrangement::Rows,
-        _ if together == LOOKS => Arrangement::Runs,
-        _ => Arrangement::Scattered,
+    // What is taken for a group and is none costs as much as two blocks; a group costs less than one. And the processor does not
+    // foresee where a run ends, which matters unless runs are long.
+    if beside >= in_rows {
+        Arrangement::Rows
+    } else if together >= in_runs {
+        Arrangement::Runs
+    } else {
+        Arrangement::Scattered
     }
 }
 
