@@ -241,9 +241,9 @@ fn what_is_not_lent_is_better_than_nothing() {
 
 /// Blocks that go from CPU to CPU, also where memory goes back early, and a child of a fork: the heap is whole.
 ///
-/// Red, or without an end, if a block is given to a slab that has gone to another shard meanwhile: in `Finder::find`
-/// (`src/slab/bulk.rs`), leave out the comparison with the slab's shard; red if one goes to another while holes are made in it:
-/// in `Central::lend` (`src/slab/central.rs`), leave out `stay`.
+/// Red, at the latest when the child's time is up, if a block is given to a slab that has gone to another shard meanwhile: in
+/// `Finder::find` (`src/slab/bulk.rs`), leave out the comparison with the slab's shard; red if one goes to another while holes are
+/// made in it: in `Central::lend` (`src/slab/central.rs`), leave out `stay`.
 #[test]
 fn blocks_and_slabs_change_hands() {
     const NAME: &str = "blocks_and_slabs_change_hands";
@@ -288,20 +288,11 @@ fn blocks_and_slabs_change_hands() {
         drop(from);
         HEAP.drain(pcpalloc::Drain::All);
         check(Level::Lists).expect("the heap is whole");
-        // SAFETY: the child does nothing but look, and leaves.
-        match unsafe { libc::fork() } {
-            0 => {
-                let wrong = check(Level::Lists).is_err() || take(100).len() != 100;
-                // SAFETY: ends the child.
-                unsafe { libc::_exit(i32::from(wrong)) }
-            }
-            child => {
-                let mut status = 0;
-                // SAFETY: the status is valid for the write.
-                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-                assert_eq!(status, 0, "the child's heap is whole");
-            }
-        }
+        let ended = child::in_a_fork(|| {
+            check(Level::Lists).expect("the child's heap is whole");
+            assert_eq!(take(100).len(), 100);
+        });
+        assert_eq!(ended, 0, "how the child of the fork ended");
     });
     for settings in ["shards:cpu", "shards:cpu,high:2m", "shards:cpu,rseq:off"] {
         Child::new(NAME, "").settings(settings).run().succeeded();

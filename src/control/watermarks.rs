@@ -58,15 +58,14 @@ impl Watermarks {
 
     /// What two of the marks say that cannot be, and which two, by their places in `MARK_NAMES`.
     pub(super) const fn contradiction(&self) -> Option<(&'static str, [usize; 2])> {
-        const ABOVE_HIGH: &str = "watermarks: low (or min) is above high";
         if self.min > self.low && self.low != 0 {
             return Some(("watermarks: min is above low", [MIN, LOW]));
         }
         if self.high != 0 && self.low > self.high {
-            return Some((ABOVE_HIGH, [LOW, HIGH]));
+            return Some(("watermarks: low is above high", [LOW, HIGH]));
         }
         if self.high != 0 && self.min > self.high {
-            return Some((ABOVE_HIGH, [MIN, HIGH]));
+            return Some(("watermarks: min is above high", [MIN, HIGH]));
         }
         if self.low != 0 && self.high == 0 {
             let problem = "watermarks: low is set, so high must be: that is how far memory is populated";
@@ -111,6 +110,10 @@ mod tests {
     fn contradictions_are_named() {
         let check = |min, low, high| Watermarks { min, low, high }.check();
         assert!(check(0, 0, 0).is_ok() && check(1, 2, 3).is_ok() && check(0, 0, 5).is_ok() && check(3, 0, 5).is_ok());
-        assert!(check(0, 4, 3).is_err() && check(2, 1, 3).is_err() && check(0, 1, 0).is_err());
+        let problem = |min, low, high| check(min, low, high).unwrap_err().to_string();
+        assert_eq!(problem(0, 4, 3), "watermarks: low is above high");
+        assert_eq!(problem(4, 0, 3), "watermarks: min is above high");
+        assert_eq!(problem(2, 1, 3), "watermarks: min is above low");
+        assert!(problem(0, 1, 0).starts_with("watermarks: low is set, so high must be"));
     }
 }
