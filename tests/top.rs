@@ -105,6 +105,26 @@ fn pages_show_what_the_heap_says() {
     drop((held, tagged));
 }
 
+/// The heap has every metric that the pages ask for by its name.
+///
+/// Red if one is renamed, in `src/prometheus.rs` or in the page.
+#[test]
+fn pages_ask_for_metrics_that_there_are() {
+    static TAG: Tag = Tag::new("asked for");
+    let tagged = allocator_api2::vec::Vec::<u8, &Tag>::with_capacity_in(1, &TAG);
+    let figures = Source::Own.figures().expect("figures");
+    let is_name = |text: &str| text.contains('_') && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let names = include_str!("../examples/top/view.rs").split('"').skip(1).step_by(2).filter(|text| is_name(text));
+    // A limit is not set; of zones a part of the name is said.
+    let (mut found, others) = (0, ["limit_bytes", "free_resident"]);
+    for name in names.filter(|name| !others.contains(name)) {
+        assert!(figures.has(name), "there is no {name}");
+        found += 1;
+    }
+    assert!(found > 30, "{found} names");
+    drop(tagged);
+}
+
 /// Another process's figures, by HTTP; and what is said when they are not to be had.
 #[test]
 fn another_process_is_seen_by_its_page() {

@@ -176,6 +176,8 @@ impl View {
         }
         line("mappings", format!("{}", self.get("mappings")));
         line("released MiB/s", format!("{:.1}", self.rate("released_bytes_total", None) / MIB));
+        // Of what was released, what was wanted again within about a second.
+        line("refaulted MiB/s", format!("{:.1}", self.rate("refaulted_bytes_total", None) / MIB));
         line("populated MiB/s", format!("{:.1}", self.rate("populated_bytes_total", None) / MIB));
         line("growths/s", format!("{:.1}", self.rate("zone_growths_total", None)));
         table(&["zone, MiB", "spanned", "committed", "free", "of it resident"], rows)
@@ -210,13 +212,24 @@ impl View {
                 format!("{}", of("cpu_capacity_blocks")),
                 rate("cpu_refills_total"),
                 rate("cpu_flushes_total"),
+                rate("cpu_sent_home_total"),
                 rate("cpu_drains_total"),
                 rate("cpu_nolock_hits_total"),
                 rate("cpu_nolock_misses_total"),
             ]
         });
-        let headings =
-            ["CPU", "cached KiB", "blocks", "room", "empty/s", "full/s", "drains/s", "nolock/s", "nolock miss/s"];
+        let headings = [
+            "CPU",
+            "cached KiB",
+            "blocks",
+            "room",
+            "empty/s",
+            "full/s",
+            "home/s",
+            "drains/s",
+            "nolock/s",
+            "nolock miss/s",
+        ];
         table(&headings, rows.collect())
     }
 
