@@ -37,7 +37,7 @@ fn row(screen: &[String], first: &str) -> Vec<String> {
 
 /// What is on each page is what the heap says.
 ///
-/// Red if a page asks for a metric by a name that there is not: its figures are then 0.
+/// Red if one of the metrics looked at here is asked for by a name that there is not: its figures are then 0.
 #[test]
 fn pages_show_what_the_heap_says() {
     static TAG: Tag = Tag::new("shown");
