@@ -5,7 +5,7 @@
 #   bash benches/share.sh [ROW ...]
 #
 # What the kernel does for it, page faults mostly, is not among it, nor what a program waits for because of where its blocks
-# lie. At the end: which part of the times would be left in the geometric mean if allocating took no time at all; and what the mean
+# lie. At the end: the median; which part of the times would be left in the geometric mean if allocating took no time at all; and what the mean
 # of the ratios to the best others would be, by the last comparison on one CPU (results/one-cpu-workloads.md), if it took so much less.
 #
 # Needs `perf` and leave to use it: `apt-get install linux-perf`, /proc/sys/kernel/perf_event_paranoid at 2 or less.
@@ -39,7 +39,16 @@ done | awk '
     # The first table of the results: the last column has the ratios.
     FILENAME != "-" { if (/^## /) tables++; if (tables == 1 && split($0, cell, / *\| */) > 11) ratio[cell[2]] = cell[12]; next }
     { print; fflush(); name = $1; sub(":", "", name); share[name] = $2 / 100 }
+    # How many programs have a lower share, and how many as low a one, tell which is in the middle.
+    function median(   name, other, lower, equal) {
+        for (name in share) {
+            lower = equal = 0
+            for (other in share) { lower += share[other] < share[name]; equal += share[other] == share[name] }
+            if (lower <= (length(share) - 1) / 2 && lower + equal > (length(share) - 1) / 2) return share[name]
+        }
+    }
     END {
+        printf "in the median %.0f %% the allocator\n", median() * 100
         for (name in share) left += log(1 - share[name])
         printf "left without the allocator: %.2f\n", exp(left / length(share))
         for (less = 0; less <= 100; less += 20) {

@@ -1,8 +1,8 @@
 //! `Allocator` on the heap's handles: collections that use it, blocks that stay where they are, every resize against a
 //! model; sizes that are promised; memory nodes.
 //!
-//! `RUSTC_BOOTSTRAP=1 cargo test --features nightly --test allocator` runs the same against the standard library's
-//! trait.
+//! `RUSTC_BOOTSTRAP=1 cargo test --manifest-path tests/units/Cargo.toml --features nightly --test allocator` runs the
+//! same against the standard library's trait.
 #![cfg(not(miri))]
 #![cfg_attr(feature = "nightly", feature(allocator_api))]
 

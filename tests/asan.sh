@@ -17,7 +17,7 @@ fi
 # Sections over rseq do not exist under the twin. What the heap never gives back is reachable from its statics.
 RUSTFLAGS="--cfg pcpalloc_twin -Zsanitizer=address" \
     CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/asan" \
-    cargo +nightly test --target "$target" --lib --test twin "$@"
+    cargo +nightly test --manifest-path tests/units/Cargo.toml --target "$target" --lib --test twin "$@"
 echo "asan: passed"
 
 # The heap as it is, sections and all, in programs built with AddressSanitizer: with the feature it knows our blocks;

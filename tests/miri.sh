@@ -11,5 +11,5 @@ fi
 # The heap casts addresses of pages to pointers, whose provenance the reservation has exposed.
 RUSTFLAGS="--cfg pcpalloc_twin" MIRIFLAGS="-Zmiri-permissive-provenance -Zmiri-ignore-leaks" \
     CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri" \
-    cargo +nightly miri test --lib --test twin "$@"
+    cargo +nightly miri test --manifest-path tests/units/Cargo.toml --lib --test twin "$@"
 echo "miri: passed"

@@ -15,5 +15,5 @@ fi
 TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp" \
     RUSTFLAGS="--cfg pcpalloc_twin -Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" \
     CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/tsan" \
-    cargo +nightly test --target "$target" --lib "$@"
+    cargo +nightly test --manifest-path tests/units/Cargo.toml --target "$target" --lib "$@"
 echo "tsan: passed"

@@ -58,22 +58,25 @@ fn nothing_is_marked_as_unfinished() {
     assert_eq!(unfinished(concat!("a\n// TO", "DO: b\n", "unimple", "mented!()\nMETHOD")), [2, 3]);
 }
 
-/// What is wrong with how a package's manifest asks for proofs.
-fn without_proofs(manifest: &str) -> bool {
-    !manifest.contains("undocumented_unsafe_blocks = \"deny\"")
+/// Whether a package's manifest, or the workspace's where that says what holds, does not ask for proofs.
+fn without_proofs(manifest: &str, workspace: &str) -> bool {
+    let lints = if manifest.contains("[lints]\nworkspace = true\n") { workspace } else { manifest };
+    !lints.contains("undocumented_unsafe_blocks = \"deny\"")
 }
 
 #[test]
 fn proofs_are_asked_for_everywhere() {
     let packages = tree::files("", &["Cargo.toml"]);
-    let wrong = packages.iter().filter(|path| without_proofs(&tree::read(path)));
+    let workspace = tree::read("Cargo.toml");
+    let wrong = packages.iter().filter(|path| without_proofs(&tree::read(path), &workspace));
     let wrong = wrong.map(|path| format!("{}: does not deny clippy::undocumented_unsafe_blocks", path.display()));
     // In pieces, so that it is not found here.
     let lint = concat!("clippy::undocumented_", "unsafe_blocks)]");
     let allowed = tree::files("", &[".rs"]).into_iter().filter(|path| tree::read(path).contains(lint));
     assert_none(wrong.chain(allowed.map(|path| format!("{}: turns the lint off", path.display()))).collect());
-    // Control.
-    assert!(without_proofs("[lints.clippy]\n"));
+    // Controls.
+    assert!(without_proofs("[lints.clippy]\n", &workspace));
+    assert!(without_proofs(&workspace, "[lints]\nworkspace = true\n"));
 }
 
 /// The functions of a file: their documentation, whether they make a section, and what they mention.
