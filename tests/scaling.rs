@@ -142,7 +142,8 @@ fn much_at_once_takes_few_locks() {
             let mut held = Vec::with_capacity(1000);
             take(60, &mut held);
             let before = shared();
-            take(400, &mut held);
+            // A preempted flush is a shorter batch, so not as many as two batches had.
+            take(150, &mut held);
             let after = shared();
             assert!(after.transfers >= before.transfers + 2, "{before:?} {after:?}");
             assert_eq!(after.slabs.taken, before.slabs.taken, "{before:?} {after:?}");
