@@ -89,6 +89,35 @@ fn pages_that_are_taken_again_are_kept() {
     assert!(outcome.number("rest") < SLACK, "{outcome:?}");
 }
 
+/// What is kept for being taken again goes when memory is short, and once there is enough it has to prove itself again.
+///
+/// Control: leave `forget` of `MAPPINGS` out of `relieve` (`src/control/pressure.rs`): 256 MiB are kept.
+#[test]
+fn what_is_kept_goes_when_memory_is_short() {
+    const NAME: &str = "what_is_kept_goes_when_memory_is_short";
+    child::body(NAME, |_| {
+        // So much stays in use that a bound is not lowered for there being less to keep.
+        let used = take(300 * MIB);
+        // SAFETY: the block is as long, and ours.
+        (0..300 * MIB).step_by(PAGE).for_each(|at| unsafe { used.add(at).write(1) });
+        (0..3).for_each(|_| turn(4, 64 * MIB));
+        assert!(kept() > 200 * MIB, "{} MiB are kept", kept() / MIB);
+        // Less than a sixteenth above what is resident.
+        HEAP.set_limit(Some(HEAP.stats().resident + 5 * MIB)).expect("a limit");
+        let began = Instant::now();
+        while kept() > 0 {
+            assert!(began.elapsed() < Duration::from_secs(60), "{} MiB are kept near the limit", kept() / MIB);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        HEAP.set_limit(None).expect("no limit");
+        turn(4, 64 * MIB);
+        say("kept", kept() / MIB);
+        free(used, 300 * MIB);
+    });
+    let outcome = Child::new(NAME, "").run().succeeded();
+    assert!((30..100).contains(&outcome.number("kept")), "{outcome:?}");
+}
+
 /// What is freed all at once stays for a quarter of a second, though its first megabyte has called for a worker who gives back
 /// what is above the mark: a short program that takes it again has it.
 ///
