@@ -155,27 +155,32 @@ fn random_order_is_fair_and_complete() {
         let mut memory = memory(class);
         let slab = memory.as_mut_ptr().cast::<Slab>();
         let mut first = vec![0; blocks];
-        let mut seed = 1u64;
-        let mut rounds = 0;
-        while rounds < 40 * blocks.min(50) {
+        let random = std::cell::Cell::new(1u64);
+        let mut take = |out: &mut [usize]| {
             // SAFETY: as below.
             let slab = unsafe {
                 Slab::init(slab, class, Backing::Cold);
                 &mut *slab
             };
             slab.carve_all(class);
-            let mut out = vec![0; blocks + 1];
-            let random = std::cell::Cell::new(seed);
-            let taken = slab.take_any(class, start, &mut out, |n| {
+            let taken = slab.take_any(class, start, out, |n| {
                 random.set(random.get().wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407));
                 ((u128::from(random.get()) * n as u128) >> 64) as usize
             });
-            seed = random.get();
-            assert_eq!((taken, slab.free_blocks()), (blocks, 0));
-            first[(out[0] - start) / size] += 1;
+            assert_eq!(taken + slab.free_blocks(), blocks);
+            taken
+        };
+        for _ in 0..20 {
+            let mut out = vec![0; blocks + 1];
+            assert_eq!(take(&mut out), blocks);
             let distinct: BTreeSet<usize> = out[..blocks].iter().map(|address| (address - start) / size).collect();
             assert!(distinct.len() == blocks && *distinct.last().unwrap() == blocks - 1);
-            rounds += 1;
+        }
+        let rounds = 40 * blocks.min(50);
+        for _ in 0..rounds {
+            let mut out = [0];
+            assert_eq!(take(&mut out), 1);
+            first[(out[0] - start) / size] += 1;
         }
         let half: usize = first[..blocks / 2].iter().sum();
         let expected = rounds * (blocks / 2) / blocks;
