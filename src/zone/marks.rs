@@ -31,14 +31,7 @@ pub(crate) struct Marks {
     expediter: AtomicPtr<()>,
 }
 
-pub(crate) static MARKS: Marks = Marks {
-    limit: AtomicUsize::new(usize::MAX),
-    min: AtomicUsize::new(0),
-    low: AtomicUsize::new(0),
-    high: AtomicUsize::new(0),
-    huge_pages: AtomicU8::new(0),
-    expediter: AtomicPtr::new(core::ptr::null_mut()),
-};
+pub(crate) static MARKS: Marks = Marks::new();
 
 /// Bytes of runs handed out that the holder has given back to the system. Relaxed throughout: a statistic.
 pub(crate) static HOLES: Apart = Apart(AtomicUsize::new(0));
@@ -65,6 +58,17 @@ pub(crate) fn free_in_zones() -> usize {
 }
 
 impl Marks {
+    const fn new() -> Marks {
+        Marks {
+            limit: AtomicUsize::new(usize::MAX),
+            min: AtomicUsize::new(0),
+            low: AtomicUsize::new(0),
+            high: AtomicUsize::new(0),
+            huge_pages: AtomicU8::new(0),
+            expediter: AtomicPtr::new(core::ptr::null_mut()),
+        }
+    }
+
     pub(crate) fn is_limited(&self) -> bool {
         self.limit.load(Ordering::Relaxed) != usize::MAX
     }
@@ -123,5 +127,26 @@ impl Marks {
             high => high.saturating_sub(free_in_zones()),
         };
         if self.is_limited() { bound.min(self.headroom().saturating_add(mapping_cache::bytes())) } else { bound }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was taken again raises the mark, but not into the neighbourhood of the limit.
+    ///
+    /// Red if `high_now` leaves out the headroom.
+    #[test]
+    fn a_raised_mark_keeps_away_from_the_limit() {
+        const MIB: usize = 1 << 20;
+        refault::ZONES.gave(200 * MIB);
+        refault::ZONES.took(200 * MIB);
+        let limit = AtomicUsize::new(resident() + 64 * MIB);
+        let marks = Marks { limit, ..Marks::new() };
+        // Other tests take memory and free some meanwhile.
+        let usual = (resident() / 8).max(32 * MIB);
+        assert!(marks.high_now() <= usual + 100 * MIB, "{} MiB", marks.high_now() / MIB);
+        refault::ZONES.forget();
     }
 }
