@@ -4,12 +4,13 @@
 //! a run is wanted, and what is free for it is cold, or some of it:
 //!     a heap below 3 MiB      leaves it to page faults
 //!     one below 16 MiB        does so unless huge pages are quick, for all it knows
-//!     any other               gives memory to a whole unit of 2 MiB by one call, and takes the run from that
+//!     any other               gives memory by one call to a whole unit of 2 MiB, if that is to be a huge page, else to 256 KiB of
+//!                             it, or as many as the run has, and takes the run from that
 //! ```
 //!
 //! What is given memory ahead of its use is free and resident, and counted so; it is two thirds of a heap of 3 MiB, an eighth of one of
 //! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
-//! unit made; others that want one meanwhile go on by page faults. Whether the unit is one huge page or 512 small ones is decided
+//! unit made; others that want one meanwhile go on by page faults. Whether a unit is one huge page or small ones is decided
 //! by what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with, and of one in eight where
 //! they are the quicker ones and no units are made: a huge page is cleared in a fraction of the time of 512 faults, and spares as
 //! many entries of the TLB, but where the system has to move memory about to have one, or a virtual machine has to get it from its
@@ -42,6 +43,13 @@ pub(super) const UNIT_ORDER: u32 = 9;
 
 /// Bytes of a unit.
 pub(super) const UNIT: usize = PAGE << UNIT_ORDER;
+
+/// log2 of the pages that are given memory at a time where they are small ones: 256 KiB. A whole unit would be one allocation in some
+/// thousand that takes a millisecond or more, and costs no less for it.
+const PART_ORDER: u32 = 6;
+
+/// Parts of a unit.
+const PARTS: u32 = 1 << (UNIT_ORDER - PART_ORDER);
 
 /// Resident bytes of a heap that takes memory by units, whatever their kind. Programs of 20 to 70 MiB (`rc_map`, `syn`,
 /// `rptest_16t` in `benches/compare`) take 4 to 25 % less time from here on than from 64 MiB, for 1 to 2 % more memory at their
@@ -80,8 +88,8 @@ const SAMPLE_AGAIN: u32 = 8;
 /// Calls that the system is spared after it has refused one.
 const REFUSED_FOR: u32 = 1024;
 
-/// One unit in so many is of the kind that has been the slower one, to see whether it still is.
-const LOOK_AGAIN: u32 = 128;
+/// One unit in so many is of the kind that has been the slower one, to see whether it still is; in parts.
+const LOOK_AGAIN: u32 = 128 * PARTS;
 
 /// Whether the system is asked for huge pages.
 ///
@@ -129,7 +137,8 @@ pub(super) unsafe fn advise(start: NonNull<u8>, len: usize) {
 struct Costs {
     small: AtomicU32,
     huge: AtomicU32,
-    units: AtomicU32,
+    /// Parts that have been given memory, of a unit or by themselves.
+    parts: AtomicU32,
     /// Runs that have shown what small pages take.
     samples: AtomicU32,
     /// Runs since then that might have.
@@ -142,8 +151,8 @@ static COSTS: Costs = Costs::new();
 
 impl Costs {
     const fn new() -> Costs {
-        let [small, huge, units, samples, passed, spared] = [const { AtomicU32::new(0) }; 6];
-        Costs { small, huge, units, samples, passed, spared }
+        let [small, huge, parts, samples, passed, spared] = [const { AtomicU32::new(0) }; 6];
+        Costs { small, huge, parts, samples, passed, spared }
     }
 
     /// Whether huge pages are to be preferred, by what is known: first a huge page, one small unit when that was not surely
@@ -161,13 +170,26 @@ impl Costs {
         if setting == HugePages::Auto && self.prefers_huge() { MEDIUM_HEAP } else { LARGE_HEAP }
     }
 
-    /// Whether the next unit is to be a huge page. While nobody knows what one takes, which may be long, one thread tries.
-    fn choose(&self) -> bool {
-        let unit = self.units.fetch_add(1, Ordering::Relaxed);
+    /// Whether the next unit is to be a huge page, after `before` parts, where it counts as `parts`. While nobody knows what one
+    /// takes, which may be long, one thread tries.
+    fn is_huge_due(&self, before: u32, parts: u32) -> bool {
+        let place = before % LOOK_AGAIN;
         match self.huge.load(Ordering::Relaxed) {
-            0 => unit.is_multiple_of(LOOK_AGAIN),
-            _ => self.prefers_huge() != (unit % LOOK_AGAIN == LOOK_AGAIN - 1),
+            0 => place < parts,
+            _ => self.prefers_huge() != (place + parts >= LOOK_AGAIN),
         }
+    }
+
+    /// As [`Costs::is_huge_due`], and it is given memory now.
+    fn choose(&self, parts: u32) -> bool {
+        self.is_huge_due(self.parts.fetch_add(parts, Ordering::Relaxed), parts)
+    }
+
+    /// log2 of the pages that are to be given memory for a run of so many.
+    fn order_due(&self, pages: u32) -> u32 {
+        let small = pages.next_power_of_two().ilog2().clamp(PART_ORDER, UNIT_ORDER);
+        let parts = if self.prefers_huge() { PARTS } else { 1 << (small - PART_ORDER) };
+        if self.is_huge_due(self.parts.load(Ordering::Relaxed), parts) { UNIT_ORDER } else { small }
     }
 
     /// Whether a huge page that took so long took at most half of what small pages do, or surely does.
@@ -207,7 +229,7 @@ impl Costs {
     /// Where that was to show what a huge page takes, the next unit does.
     fn note_refusal(&self) {
         self.spared.store(REFUSED_FOR, Ordering::Relaxed);
-        self.units.store(0, Ordering::Relaxed);
+        self.parts.store(0, Ordering::Relaxed);
     }
 
     /// Whether to do without such calls this time.
@@ -259,18 +281,28 @@ pub(super) fn sample(pages: u32, populate: impl FnOnce(u32) -> bool) {
     }
 }
 
-/// Has `populate` give memory to a unit, of the kind that is due, and looks at the clock; false if the system refuses. The
-/// range then has small pages for whatever memory it is given later, unless it is by this function.
+/// log2 of the pages that are to be given memory by one call for a run of so many: a unit's, or a part's, which are small ones.
+pub(super) fn order_due(pages: u32) -> u32 {
+    match setting() {
+        HugePages::Never => pages.next_power_of_two().ilog2().clamp(PART_ORDER, UNIT_ORDER),
+        // Where everybody gets huge pages, a part would be a unit.
+        HugePages::Auto if !system_says(UNASKED) => COSTS.order_due(pages),
+        _ => UNIT_ORDER,
+    }
+}
+
+/// Has `populate` give memory to a unit, of the kind that is due, or to a part, and looks at the clock; false if the system refuses.
+/// The range then has small pages for whatever memory it is given later, unless it is by this function.
 ///
 /// # Safety
-/// [`UNIT_ORDER`]'s pages from `start` on are committed and the caller's.
-pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -> bool) -> bool {
-    let huge = is_auto() && COSTS.choose();
+/// `1 << order` pages from `start` on, a part of a unit at least and a unit at most, are committed and the caller's.
+pub(super) unsafe fn populate_unit(start: NonNull<u8>, order: u32, populate: impl FnOnce() -> bool) -> bool {
+    let huge = COSTS.choose(1 << (order - PART_ORDER)) && order == UNIT_ORDER && is_auto();
     if huge {
         // SAFETY: the caller's obligation.
         unsafe { sys::advise_huge(start, UNIT, true) };
     }
-    let populated = by_the_clock(&COSTS, huge, populate).is_some();
+    let populated = by_the_clock(&COSTS, huge, order, populate).is_some();
     if huge {
         // A page of the unit that is touched when all of it has been given back is one page then, as it is counted, and
         // what lies free between pages in use is not made whole again behind the heap's back.
@@ -280,14 +312,15 @@ pub(super) unsafe fn populate_unit(start: NonNull<u8>, populate: impl FnOnce() -
     populated
 }
 
-/// Has `populate` give memory to a unit, and notes what that took; returns the nanoseconds, or `None` if the system refuses.
-fn by_the_clock(costs: &Costs, huge: bool, populate: impl FnOnce() -> bool) -> Option<u64> {
+/// Has `populate` give memory to a unit, or a part of so many pages, and notes what a unit takes; returns the nanoseconds, or `None`
+/// if the system refuses.
+fn by_the_clock(costs: &Costs, huge: bool, order: u32, populate: impl FnOnce() -> bool) -> Option<u64> {
     let began = sys::monotonic_nanos();
     if !populate() {
         costs.note_refusal();
         return None;
     }
-    let took = sys::monotonic_nanos() - began;
+    let took = (sys::monotonic_nanos() - began) << (UNIT_ORDER - order);
     costs.note(huge, took);
     Some(took)
 }
@@ -316,7 +349,7 @@ pub(super) unsafe fn populate_block(start: NonNull<u8>, len: usize) -> bool {
     let (mut at, mut quick) = (first, 0);
     while at + UNIT <= len.min(first + LARGE_MAPPING) && COSTS.prefers_huge() {
         // SAFETY: a unit of the caller's range.
-        let took = by_the_clock(&COSTS, true, || unsafe { sys::populate(start.add(at), UNIT) });
+        let took = by_the_clock(&COSTS, true, UNIT_ORDER, || unsafe { sys::populate(start.add(at), UNIT) });
         quick = if took.is_some_and(|took| COSTS.is_quick(took)) { quick + 1 } else { 0 };
         if took.is_none() {
             break;
@@ -339,22 +372,31 @@ const ASKED: u8 = 1;
 const BY_ADVICE: u8 = 2;
 /// Memory that is free is reported to the host of this virtual machine, which takes it away.
 const REPORTS_FREE: u8 = 4;
+/// Everybody gets huge pages who does not ask for small ones.
+const UNASKED: u8 = 8;
 
 fn system_says(what: u8) -> bool {
     let mut known = SYSTEM.load(Ordering::Relaxed);
     if known == 0 {
         let (mut enabled, mut order) = ([0; 64], [0; 16]);
         known = ASKED
-            | by_advice(sys::read_file(c"/sys/kernel/mm/transparent_hugepage/enabled", &mut enabled))
+            | for_whom(sys::read_file(c"/sys/kernel/mm/transparent_hugepage/enabled", &mut enabled))
             | reports_free(sys::read_file(c"/sys/module/page_reporting/parameters/page_reporting_order", &mut order));
         SYSTEM.store(known, Ordering::Relaxed);
     }
     known & what != 0
 }
 
-/// [`BY_ADVICE`] or 0, by the line that has the choice in brackets.
-fn by_advice(enabled: &[u8]) -> u8 {
-    if enabled.windows(9).any(|word| word == b"[madvise]") { BY_ADVICE } else { 0 }
+/// [`BY_ADVICE`], [`UNASKED`] or 0, by the line that has the choice in brackets.
+fn for_whom(enabled: &[u8]) -> u8 {
+    let chosen = |word: &[u8]| enabled.windows(word.len()).any(|part| part == word);
+    if chosen(b"[madvise]") {
+        BY_ADVICE
+    } else if chosen(b"[always]") {
+        UNASKED
+    } else {
+        0
+    }
 }
 
 /// [`REPORTS_FREE`] or 0, by the order of the smallest blocks that are reported: a number of ten digits if nothing is.
@@ -405,9 +447,9 @@ pub(super) unsafe fn populate_growth(start: NonNull<u8>, len: usize, had: usize,
         at += to_unit;
         let mut quick = 0;
         while at + UNIT <= end {
-            let huge = COSTS.choose();
+            let huge = COSTS.choose(PARTS);
             advise(huge);
-            let Some(took) = by_the_clock(&COSTS, huge, || populate(at, at + UNIT)) else { break };
+            let Some(took) = by_the_clock(&COSTS, huge, UNIT_ORDER, || populate(at, at + UNIT)) else { break };
             quick = if huge && COSTS.is_quick(took) { quick + 1 } else { 0 };
             at += UNIT;
         }

@@ -158,7 +158,7 @@ impl Node {
                     // Once: what another thread takes of it meanwhile is not made up for. The run goes back first, since what is
                     // left of a larger block beside it may be no unit.
                     run.zone.free(run.page, pages, 0);
-                    let given = run.zone.populate_unit(run.page..run.page + pages);
+                    let given = run.zone.populate_unit(run.page..run.page + pages, huge::order_due(pages));
                     refault::ZONES.took(given);
                     ahead = Some(given);
                     continue;
@@ -295,26 +295,26 @@ impl Zone {
         populated
     }
 
-    /// Gives memory to a whole unit of free cold pages, if there is one and the system does not refuse: for a run that is wanted
-    /// and was found at `run`, where it lies free. Returns the bytes that it got.
-    fn populate_unit(&self, run: Range<u32>) -> usize {
-        let Some(unit) = self.take_unit(run) else { return 0 };
+    /// Gives memory to a whole unit of free cold pages, or a part of that order, if there is one and the system does not refuse: for
+    /// a run that is wanted and was found at `run`, where it lies free. Returns the bytes that it got.
+    fn populate_unit(&self, run: Range<u32>, order: u32) -> usize {
+        let Some(unit) = self.take_unit(run, order) else { return 0 };
         // SAFETY: the unit is committed, free, and out of the buddy, so it is ours.
-        let done = unsafe { huge::populate_unit(self.address_of(unit.start), || self.populate_range(&unit)) };
+        let done = unsafe { huge::populate_unit(self.address_of(unit.start), order, || self.populate_range(&unit)) };
         self.put_populated(unit, 0, done).unwrap_or(0)
     }
 
-    /// Takes a unit of cold pages out of the buddy: the one in which the cold part of a free run begins, so that the run can lie
+    /// Takes a unit of cold pages, or a part of that order, out of the buddy: the one in which the cold part of a free run begins, so that the run can lie
     /// across its border; or else, if no page of the run is warm, any.
     ///
     /// A unit that is in use in part stays as it is, and the zone is made larger: what is cold costs address space only. But not
     /// where more lies cold than a unit, or an eighth of the zone, as what is between pages in use does after the rest has
     /// gone back: that is for page faults.
-    fn take_unit(&self, run: Range<u32>) -> Option<Range<u32>> {
-        const PAGES: u32 = 1 << huge::UNIT_ORDER;
+    fn take_unit(&self, run: Range<u32>, order: u32) -> Option<Range<u32>> {
+        let pages = 1 << order;
         let (beside, warm) = self.with_buddy(|buddy| {
             let first = run.clone().find(|&page| buddy.pages().warm_in(page..page + 1) == 0);
-            let beside = first.and_then(|page| buddy.take_cold_at(page & !(PAGES - 1), huge::UNIT_ORDER));
+            let beside = first.and_then(|page| buddy.take_cold_at(page & !(pages - 1), order));
             (beside, buddy.pages().warm_in(run.clone()))
         });
         if beside.is_some() || warm > 0 {
@@ -323,7 +323,7 @@ impl Zone {
         let any = || {
             self.with_buddy(|buddy| {
                 let cold = buddy.free_pages() - buddy.free_warm_pages();
-                (buddy.take_cold_unit(huge::UNIT_ORDER), cold < PAGES.max(buddy.added_pages() / 8))
+                (buddy.take_cold_unit(order), cold < pages.max(buddy.added_pages() / 8))
             })
         };
         match any() {

@@ -156,7 +156,7 @@ fn random_order_is_fair_and_complete() {
         let slab = memory.as_mut_ptr().cast::<Slab>();
         let mut first = vec![0; blocks];
         let random = std::cell::Cell::new(1u64);
-        let mut take = |out: &mut [usize]| {
+        let take = |out: &mut [usize]| {
             // SAFETY: as below.
             let slab = unsafe {
                 Slab::init(slab, class, Backing::Cold);

@@ -7,8 +7,9 @@ use super::*;
 /// Controls: look for the word without its brackets; take any number for an order.
 #[test]
 fn what_the_system_says_is_understood() {
-    assert_eq!(by_advice(b"always [madvise] never\n"), BY_ADVICE);
-    assert_eq!(by_advice(b"[always] madvise never\n") | by_advice(b"always madvise [never]\n") | by_advice(b""), 0);
+    assert_eq!(for_whom(b"always [madvise] never\n"), BY_ADVICE);
+    assert_eq!(for_whom(b"[always] madvise never\n"), UNASKED);
+    assert_eq!(for_whom(b"always madvise [never]\n") | for_whom(b""), 0);
     assert_eq!(reports_free(b"9\n") & reports_free(b"10\n"), REPORTS_FREE);
     assert_eq!(reports_free(b"4294967295\n") | reports_free(b"-1\n") | reports_free(b""), 0);
 }
@@ -22,11 +23,14 @@ fn half_of_what_small_pages_take_is_quick() {
     assert!(costs.is_quick(200_000) && !costs.is_quick(400_000) && !costs.is_quick(5_000_000));
 }
 
+/// Units from one look to the next.
+const UNITS: u32 = LOOK_AGAIN / PARTS;
+
 /// Runs so many units, of which each kind takes so long; returns how many were huge pages.
 fn run(costs: &Costs, units: u32, small: u64, huge: u64) -> u32 {
     (0..units)
         .filter(|_| {
-            let kind = costs.choose();
+            let kind = costs.choose(PARTS);
             costs.note(kind, if kind { huge } else { small });
             kind
         })
@@ -45,7 +49,7 @@ fn the_quicker_kind_is_taken() {
     let huge = run(&costs, 1280, 700_000, 4_000_000);
     assert!((10..20).contains(&huge), "{huge}");
     let huge = run(&costs, 1280, 700_000, 200_000);
-    assert!(huge > 1280 - 2 * LOOK_AGAIN, "{huge}");
+    assert!(huge > 1280 - 2 * UNITS, "{huge}");
     assert!(costs.prefers_huge());
 }
 
@@ -55,7 +59,7 @@ fn the_quicker_kind_is_taken() {
 #[test]
 fn what_is_surely_quick_needs_no_comparison() {
     let costs = Costs::new();
-    assert_eq!(run(&costs, LOOK_AGAIN - 1, 700_000, 200_000), LOOK_AGAIN - 1);
+    assert_eq!(run(&costs, UNITS - 1, 700_000, 200_000), UNITS - 1);
     let costs = Costs::new();
     assert_eq!(run(&costs, 10, 2_000_000, 1_900_000), 9);
     let costs = Costs::new();
@@ -124,11 +128,11 @@ fn a_medium_heap_takes_huge_pages_or_none() {
 #[test]
 fn one_finds_out() {
     let costs = Costs::new();
-    assert_eq!([costs.choose(), costs.choose(), costs.choose()], [true, false, false]);
+    assert_eq!([costs.choose(PARTS), costs.choose(PARTS), costs.choose(PARTS)], [true, false, false]);
     costs.note(false, 700_000);
-    assert!(!costs.choose());
+    assert!(!costs.choose(PARTS));
     costs.note(true, 200_000);
-    assert_eq!([costs.choose(), costs.choose()], [true, true]);
+    assert_eq!([costs.choose(PARTS), costs.choose(PARTS)], [true, true]);
 }
 
 /// What a unit took is what is known of its kind afterwards; one that was refused tells nothing of it.
@@ -144,24 +148,45 @@ fn a_unit_shows_what_its_kind_takes() {
     let known = |costs: &Costs| [&costs.small, &costs.huge].map(|kind| u64::from(kind.load(Ordering::Relaxed)));
     for huge in [false, true] {
         let costs = Costs::new();
-        assert_eq!(by_the_clock(&costs, huge, || false), None);
+        assert_eq!(by_the_clock(&costs, huge, UNIT_ORDER, || false), None);
         assert_eq!(known(&costs), [0, 0]);
-        let took = by_the_clock(&costs, huge, slowly).expect("it was not refused");
+        let took = by_the_clock(&costs, huge, UNIT_ORDER, slowly).expect("it was not refused");
         assert!(u128::from(took) >= LEAST.as_nanos());
         assert_eq!(known(&costs), if huge { [0, took / 1000] } else { [took / 1000, 0] });
     }
 }
 
+/// Small pages come by parts of a unit, or as many as a run has, and a look at huge ones after as many of them as of units.
+///
+/// Controls: in `order_due`, have every order be a unit's; in `by_the_clock`, leave the order out of account.
+#[test]
+fn small_pages_come_by_parts() {
+    let costs = Costs::new();
+    assert_eq!(costs.order_due(1), UNIT_ORDER);
+    costs.note(true, 4_000_000);
+    assert!(by_the_clock(&costs, false, PART_ORDER, || true).is_some_and(|took| took % u64::from(PARTS) == 0));
+    costs.small.store(700, Ordering::Relaxed);
+    let orders = [1, 64, 65, 128, 300, 511].map(|pages| costs.order_due(pages));
+    assert_eq!(orders, [PART_ORDER, PART_ORDER, 7, 7, UNIT_ORDER, UNIT_ORDER]);
+    let is_huge = |_: &u32| {
+        let order = costs.order_due(1);
+        costs.choose(1 << (order - PART_ORDER)) && order == UNIT_ORDER
+    };
+    assert_eq!((0..2 * LOOK_AGAIN).filter(is_huge).count(), 2);
+    costs.note(true, 200_000);
+    assert_eq!(costs.order_due(1), UNIT_ORDER);
+}
+
 /// A system that was short of memory for a moment is asked again.
 ///
-/// Controls: have `spares` count nothing down, `by_the_clock` not note the refusal, or `note_refusal` leave `units` as it is.
+/// Controls: have `spares` count nothing down, `by_the_clock` not note the refusal, or `note_refusal` leave `parts` as it is.
 #[test]
 fn a_refusal_is_not_for_good() {
     let costs = Costs::new();
-    assert!(!costs.spares() && costs.choose());
-    assert_eq!(by_the_clock(&costs, true, || false), None);
+    assert!(!costs.spares() && costs.choose(PARTS));
+    assert_eq!(by_the_clock(&costs, true, UNIT_ORDER, || false), None);
     assert!((0..REFUSED_FOR).all(|_| costs.spares()));
-    assert!(!costs.spares() && costs.choose());
+    assert!(!costs.spares() && costs.choose(PARTS));
 }
 
 /// One unit that was held up changes nothing; huge pages that take a little longer are still taken.

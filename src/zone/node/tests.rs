@@ -49,11 +49,17 @@ fn a_unit_goes_on_from_what_is_warm() {
     let mut border = border + UNIT;
     zone.free(border - 2, 2, 2);
     for _ in 0..2 {
-        zone.populate_unit(border - 2..border + 2);
+        zone.populate_unit(border - 2..border + 2, huge::UNIT_ORDER);
         let warm = zone.with_buddy(|buddy| buddy.pages().warm_in(border - 2..end));
         let beside = zone.with_buddy(|buddy| buddy.pages().warm_in(border - 2..border + UNIT));
         assert_eq!([warm, beside], [UNIT + 2; 2]);
         border += UNIT;
+    }
+    // So does a part.
+    for _ in 0..2 {
+        zone.populate_unit(border - 2..border + 2, huge::UNIT_ORDER - 3);
+        assert_eq!(zone.with_buddy(|buddy| buddy.pages().warm_in(border - 2..end)), UNIT / 8 + 2);
+        border += UNIT / 8;
     }
 }
 
@@ -70,12 +76,12 @@ fn what_is_left_of_a_unit_stays_cold() {
     let had = committed();
     assert_eq!(had, border + UNIT, "one unit is there at first");
     use_some(border);
-    assert_eq!(zone.populate_unit(border + 2..border + 6), (UNIT as usize) << PAGE_SHIFT);
+    assert_eq!(zone.populate_unit(border + 2..border + 6, huge::UNIT_ORDER), (UNIT as usize) << PAGE_SHIFT);
     assert_eq!((committed(), warm(border..had)), (had + 2 * UNIT, 0));
     assert_eq!(warm(had..had + UNIT) + warm(had + UNIT..had + 2 * UNIT), UNIT);
     // The other one that has come to be there.
     use_some(if warm(had..had + UNIT) > 0 { had + UNIT } else { had });
-    assert_eq!(zone.populate_unit(border + 2..border + 6), 0);
+    assert_eq!(zone.populate_unit(border + 2..border + 6, huge::UNIT_ORDER), 0);
     assert_eq!((committed(), warm(border..committed())), (had + 2 * UNIT, UNIT));
 }
 
