@@ -10,8 +10,8 @@
 //!
 //! What is given memory ahead of its use is free and resident, and counted so; it is two thirds of a heap of 3 MiB, an eighth of one of
 //! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
-//! unit made; others that want one meanwhile go on by page faults. Whether a unit is one huge page or small ones is decided
-//! by what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with, and of one in eight where
+//! unit made, or a part; others that want one meanwhile go on by page faults. Whether it is a huge page or small ones is decided by
+//! what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with, and of one in eight where
 //! they are the quicker ones and no units are made: a huge page is cleared in a fraction of the time of 512 faults, and spares as
 //! many entries of the TLB, but where the system has to move memory about to have one, or a virtual machine has to get it from its
 //! host, it takes several times as long. (Such stalls are what huge pages are turned off for.)
@@ -44,8 +44,8 @@ pub(super) const UNIT_ORDER: u32 = 9;
 /// Bytes of a unit.
 pub(super) const UNIT: usize = PAGE << UNIT_ORDER;
 
-/// log2 of the pages that are given memory at a time where they are small ones: 256 KiB. A whole unit would be one allocation in some
-/// thousand that takes a millisecond or more, and costs no less for it.
+/// log2 of the pages that are given memory at a time where they are small ones: 256 KiB. All of a unit by one call takes no less
+/// time than by eight, and the allocation that comes to it waits for a millisecond and more.
 const PART_ORDER: u32 = 6;
 
 /// Parts of a unit.

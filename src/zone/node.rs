@@ -304,8 +304,8 @@ impl Zone {
         self.put_populated(unit, 0, done).unwrap_or(0)
     }
 
-    /// Takes a unit of cold pages, or a part of that order, out of the buddy: the one in which the cold part of a free run begins, so that the run can lie
-    /// across its border; or else, if no page of the run is warm, any.
+    /// Takes a unit of cold pages, or a part of that order, out of the buddy: the one in which what is cold of a free run begins, so
+    /// that the run can lie across its border; or else, if no page of the run is warm, any.
     ///
     /// A unit that is in use in part stays as it is, and the zone is made larger: what is cold costs address space only. But not
     /// where more lies cold than a unit, or an eighth of the zone, as what is between pages in use does after the rest has
