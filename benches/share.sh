@@ -5,8 +5,8 @@
 #   bash benches/share.sh [ROW ...]
 #
 # What the kernel does for it, page faults mostly, is not among it, nor what a program waits for because of where its blocks
-# lie. At the end: the median; which part of the times would be left in the geometric mean if allocating took no time at all; and what the mean
-# of the ratios to the best others would be, by the last comparison on one CPU (results/one-cpu-workloads.md), if it took so much less.
+# lie. At the end: the median; which part of the times would be left in the geometric mean if allocating took no time at all; and
+# what the mean of the ratios to the best others would be, by the last comparison on one CPU (results/one-cpu-workloads.md), if it took so much less.
 #
 # Needs `perf` and leave to use it: `apt-get install linux-perf`, /proc/sys/kernel/perf_event_paranoid at 2 or less.
 set -euo pipefail

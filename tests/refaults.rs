@@ -1,4 +1,5 @@
-//! A program that takes again what was given back for being too much keeps it, and gives it back when it goes quiet.
+//! A program that takes again what was given back for being too much keeps it, and gives it back when it goes quiet. And how much
+//! an allocation takes from the system at a time.
 
 #![cfg(not(any(loom, pcpalloc_twin)))]
 
@@ -116,6 +117,35 @@ fn what_is_kept_goes_when_memory_is_short() {
     });
     let outcome = Child::new(NAME, "").run().succeeded();
     assert!((30..100).contains(&outcome.number("kept")), "{outcome:?}");
+}
+
+/// No allocation waits for more than 256 KiB of fresh memory, where it asks for no more and there are no huge pages.
+///
+/// Control: have `Node::alloc` (`src/zone/node.rs`) pass `UNIT_ORDER` to `populate_unit`: 2 MiB.
+#[test]
+fn small_pages_come_a_few_at_a_time() {
+    const NAME: &str = "small_pages_come_a_few_at_a_time";
+    child::body(NAME, |_| {
+        let populated = || HEAP.stats().populated;
+        let start = populated();
+        let mut most = 0;
+        let blocks: Vec<*mut u8> = (0..1000)
+            .map(|_| {
+                let before = populated();
+                let block = take(MIB / 16);
+                most = most.max(populated() - before);
+                block
+            })
+            .collect();
+        say("most", most / 1024);
+        say("all", (populated() - start) / MIB);
+        blocks.into_iter().for_each(|block| free(block, MIB / 16));
+    });
+    let outcome = Child::new(NAME, "").settings("thp:never,worker:off").run().succeeded();
+    if outcome.number("all") == 0 {
+        return println!("skipped: this system does not give memory by calls");
+    }
+    assert!(outcome.number("most") <= 256, "{outcome:?}");
 }
 
 /// What is freed all at once stays for a quarter of a second, though its first megabyte has called for a worker who gives back

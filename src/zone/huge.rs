@@ -8,8 +8,8 @@
 //!                             it, or as many as the run has, and takes the run from that
 //! ```
 //!
-//! What is given memory ahead of its use is free and resident, and counted so; it is two thirds of a heap of 3 MiB, an eighth of one of
-//! 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
+//! What is given memory ahead of its use is free and resident, and counted so; it is at most two thirds of a heap of 3 MiB, an eighth of
+//! one of 16, and the less the larger it is, and goes back if nobody takes it for a second. One thread of a memory node at a time has a
 //! unit made, or a part; others that want one meanwhile go on by page faults. Whether it is a huge page or small ones is decided by
 //! what both have taken here so far, the small ones of two runs when the heap had 2 MiB to begin with, and of one in eight where
 //! they are the quicker ones and no units are made: a huge page is cleared in a fraction of the time of 512 faults, and spares as
